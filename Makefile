@@ -1,0 +1,36 @@
+# Entry point for people and for CI. Every target sets up what it needs in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/.cli: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[cli]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+# Tunes one penalty per feature of a real classification problem.
+demo: $(VENV)/.cli
+	$(BIN)/bilevel tune breast_cancer --out out/demo
+
+# Two processes: float64 with every law, float32 as users run it (x64 off).
+test: $(VENV)/.dev
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n 2
+	JAX_ENABLE_X64=0 $(BIN)/python -m pytest -n 2 tests -m "not float64"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/fixed_budget.py
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache

@@ -1,0 +1,50 @@
+"""Hypergradients of bilevel problems, with their error."""
+
+from bilevel import algorithms
+from bilevel.hypergradient import hypergradient
+from bilevel.linear.cg import CG
+from bilevel.linear.dense import Dense
+from bilevel.linear.gmres import GMRES
+from bilevel.linear.richardson import Richardson
+from bilevel.methods.aid import AID
+from bilevel.methods.base import Hypergradient
+from bilevel.methods.exact import Exact
+from bilevel.methods.itd import ITD
+from bilevel.optimize import optimize
+from bilevel.plan import Automatic
+from bilevel.problems import Lower, Problem, fixed_point, minimization, root
+from bilevel.solvers.lbfgs import LBFGS
+from bilevel.solvers.newton_cg import NewtonCG
+from bilevel.solvers.newton_krylov import NewtonKrylov
+from bilevel.solvers.picard import GradientDescent, Picard
+from bilevel.status import BilevelError, ConvergenceError, ProblemError, SolveInfo, Status
+
+__all__ = [
+    "AID",
+    "CG",
+    "GMRES",
+    "ITD",
+    "LBFGS",
+    "Automatic",
+    "BilevelError",
+    "ConvergenceError",
+    "Dense",
+    "Exact",
+    "GradientDescent",
+    "Hypergradient",
+    "Lower",
+    "NewtonCG",
+    "NewtonKrylov",
+    "Picard",
+    "Problem",
+    "ProblemError",
+    "Richardson",
+    "SolveInfo",
+    "Status",
+    "algorithms",
+    "fixed_point",
+    "hypergradient",
+    "minimization",
+    "optimize",
+    "root",
+]

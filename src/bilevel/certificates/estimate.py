@@ -1,0 +1,99 @@
+"""First-order error estimates: the norm of the next Newton correction, from loose solves.
+
+Derivation in :mod:`bilevel.lagrangian`. A solve that is right within a fifth gives the norm of the correction
+within a factor of two, which is all that is asked of an error; but it must be the solution that is right, not
+the residual, so the solves stop when the solution has settled.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bilevel import tree
+from bilevel.lagrangian import Correction, Instance, correct, gradient
+from bilevel.linear.cg import run_cg
+from bilevel.linear.gmres import GMRES
+from bilevel.linear.operator import LinearOperator
+from bilevel.loops import bounded_while
+from bilevel.status import SolveInfo, Status, code
+
+Tree = Any
+
+LOOSE = 0.1  # relative residual, and relative growth of the solution, of the estimating solves
+FEWEST_STEPS = 4  # given to each estimating solve however small the budget
+OVERHEAD = 2  # products of a correction besides its solves
+RESOLVED = 0.1  # relative error up to which the first-order estimate is a number, above it a flag
+
+
+def loose_solve(A: LinearOperator, b: Tree, rtol: Any = LOOSE, steps: Any = None) -> tuple[Tree, SolveInfo]:
+    """Solve ``A x = b`` so that the norm of x is about right: CG for symmetric operators, GMRES for others."""
+    steps = 10 * tree.size(b) + 100 if steps is None else steps
+    if not A.symmetric:
+        return GMRES()(A, b, rtol=rtol, steps=steps)
+    run = run_cg(A, b, lambda r: r, rtol * tree.norm(b), LOOSE, steps)
+    return run.x, SolveInfo(run.step, run.step, run.residual_norm, run.status)
+
+
+def estimate_error(at: Instance, w: Tree, v: Tree, spent: Int[Array, ""]) -> tuple[Correction, SolveInfo]:
+    """Correction at ``(w, v)`` within half of the ``spent`` matvecs, and what it cost.
+
+    The norm of ``correction.change`` is the estimate. A solve that its budget cut short makes the status
+    ``UNRESOLVED``: the estimate may then be too small.
+    """
+    most = jnp.maximum(spent // 2 - OVERHEAD, 2 * FEWEST_STEPS)
+    reserve = 0 if at.problem.lower.symmetric else 1 + most // 40  # GMRES checks its residual once a cycle
+
+    def for_w(A, b):
+        return loose_solve(A, b, steps=most // 2 - reserve)
+
+    def for_v(A, b):
+        return loose_solve(A, b, steps=most - most // 2 - reserve)
+
+    step = correct(at, w, v, for_w, for_v)
+    info = step.lower.then(step.adjoint)
+    cut_short = info.status == Status.MAX_STEPS
+    return step, SolveInfo(
+        info.steps, info.matvecs, info.residual_norm, jnp.where(cut_short, code(Status.UNRESOLVED), info.status)
+    )
+
+
+class _Reference(NamedTuple):
+    w: Tree
+    v: Tree
+    distance: Float[Array, ""]
+    uncertainty: Float[Array, ""]
+    info: SolveInfo
+
+
+def distance_to_hypergradient(at: Instance, w: Tree, grad: Tree) -> tuple[Float[Array, ""], Tree, SolveInfo]:
+    """Norm of ``grad`` minus the corrected hypergradient at ``w``, for a ``grad`` that has no adjoint (ITD).
+
+    Newton corrections from ``(w, 0)`` until the reference is known better than the distance. Returns the
+    distance, the adjoint, and the cost.
+    """
+
+    def body(s: _Reference) -> _Reference:
+        step = correct(at, s.w, s.v, loose_solve)
+        reference = tree.add(gradient(at, s.w, s.v).grad, step.change)
+        info = s.info.then(step.lower.then(step.adjoint)).plus(1)
+        return _Reference(
+            tree.add(s.w, step.dw),
+            tree.add(s.v, step.dv),
+            tree.norm(tree.sub(grad, reference)),
+            tree.norm(step.change),
+            info,
+        )
+
+    floor = 16 * tree.eps(grad) * tree.norm(grad)
+
+    def unfinished(s: _Reference):
+        known = s.uncertainty <= jnp.maximum(0.5 * s.distance, floor)
+        return ~known & (s.info.status <= Status.MAX_STEPS)
+
+    zero, nothing = jnp.asarray(0), jnp.zeros((), tree.dtype(w))
+    unknown = jnp.asarray(jnp.inf, tree.dtype(grad))
+    start = _Reference(w, tree.zeros_like(w), jnp.zeros_like(unknown), unknown, SolveInfo(zero, zero, nothing, code(Status.OK)))
+    end = bounded_while(unfinished, body, start, 16)
+    return end.distance, end.v, end.info

@@ -1,0 +1,139 @@
+"""The front door: one call, a hypergradient with its error."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bilevel import tree
+from bilevel.methods.base import Hypergradient, judged
+from bilevel.plan import Automatic
+from bilevel.problems import Problem, validate
+from bilevel.status import ProblemError, Status, is_failure
+
+Tree = Any
+OnFailure = Literal["raise", "nan", "keep"]
+
+DEFAULT_TOL = 1e-4  # of the automatic method; float32 reaches it
+
+
+def hypergradient(
+    problem: Problem,
+    lam: Tree,
+    w0: Tree,
+    *,
+    lower_data: Tree = None,
+    upper_data: Tree = None,
+    v0: Tree | None = None,
+    method: Any = None,
+    tol: Any = None,
+    atol: Any = None,
+    max_matvecs: Any = None,
+    error: bool = True,
+    key: Array | None = None,
+    on_failure: OnFailure = "raise",
+) -> Hypergradient:
+    """Gradient of ``lam -> U(w(lam), lam)`` through the solution ``w(lam)`` of the lower level, with its error.
+
+    Parameters
+    ----------
+    problem
+        The bilevel problem.
+    lam
+        Hyperparameters, any pytree of floating arrays.
+    w0
+        Where the lower-level solver starts, any pytree of floating arrays; ``h.w`` for a warm start.
+    lower_data, upper_data
+        Data of the two levels, any pytrees of arrays; always arguments, never captured in the functions.
+    v0
+        Where the adjoint solver starts; ``h.v`` for a warm start.
+    method
+        ``AID(...)``, ``ITD(...)``, ``Exact()``; None chooses solvers and work by itself to meet ``tol``.
+    tol
+        Relative accuracy: accepted when ``h.error <= tol * norm(h.grad) + atol``. Default 1e-4 for the automatic
+        method; a given method is held to it only where it is given.
+    atol
+        Absolute accuracy; default ``tol * sqrt(eps) * h.scale``, so that a vanishing gradient is no failure.
+    max_matvecs
+        Budget of the automatic method.
+    error
+        Whether to estimate the error (the automatic method always does).
+    key
+        Random key of stochastic methods.
+    on_failure
+        ``"raise"``: raise eagerly, fill ``grad`` with NaN inside transformations, where nothing can be raised;
+        ``"nan"``: fill always; ``"keep"``: leave ``grad`` as it is. ``h.status`` tells why in every case.
+
+    Returns
+    -------
+    Hypergradient
+        ``grad``, ``value``, ``w``, ``v``, ``error``, ``relative_error``, ``status`` and what the solves cost.
+
+    Raises
+    ------
+    ProblemError
+        The problem or an argument has the wrong form.
+    ConvergenceError
+        The computation failed; ``.result`` holds everything that was computed.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bilevel as bl
+    >>> def loss(w, lam, data):
+    ...     X, y = data
+    ...     return jnp.mean((X @ w - y) ** 2) + jnp.exp(lam) * jnp.sum(w**2)
+    >>> def validation(w, lam, data):
+    ...     X, y = data
+    ...     return jnp.mean((X @ w - y) ** 2)
+    >>> X, y = jnp.array([[1.0, 2.0], [0.0, 1.0], [1.0, 0.0]]), jnp.array([1.0, 0.0, 1.0])
+    >>> problem = bl.Problem(bl.minimization(loss), validation)
+    >>> h = bl.hypergradient(problem, 0.0, jnp.zeros(2), lower_data=(X, y), upper_data=(X, y))
+    >>> print(f"{h.grad:.4f}, accurate to {h.relative_error < 1e-4}")
+    0.1343, accurate to True
+    """
+    if on_failure not in ("raise", "nan", "keep"):
+        raise ProblemError(f'on_failure must be "raise", "nan" or "keep", but is {on_failure!r}.')
+    if method is None:
+        method = Automatic(DEFAULT_TOL if tol is None else tol, atol, max_matvecs)
+        tol = None
+    elif max_matvecs is not None:
+        raise ProblemError("max_matvecs is the budget of the automatic method; give steps= to the method's solvers.")
+    elif tol is not None and not error:
+        raise ProblemError("tol= needs the error estimate: leave error=True.")
+    method.check(problem)
+    problem, lam, w0, v0, method = tree.strong((problem, lam, w0, v0, method))
+    inputs = (problem, lam, w0, v0, lower_data, upper_data)
+    if isinstance(method, Automatic) and not _any_tracer((*inputs, method)):
+        h = method.staged(*inputs)
+    else:
+        h = _compute(method, *inputs, key, tol, atol, error=error)
+    return _deliver(h, on_failure)
+
+
+@partial(jax.jit, static_argnames="error")
+def _compute(method, problem, lam, w0, v0, lower_data, upper_data, key, tol, atol, *, error) -> Hypergradient:
+    validate(problem, lam, w0, lower_data, upper_data)
+    h = method(problem, lam, w0, v0, lower_data, upper_data, key, error=error)
+    return h if tol is None else judged(h, tol, atol)
+
+
+def _deliver(h: Hypergradient, on_failure: OnFailure) -> Hypergradient:
+    """Make a failure loud: raise where a status can be read, poison the gradient where it cannot."""
+    if on_failure == "keep":
+        return h
+    if isinstance(h.status, jax.core.Tracer):
+        poison = jnp.where(is_failure(h.status), jnp.nan, 0.0)
+        return replace(h, grad=jax.tree.map(lambda g: g + poison.astype(g.dtype), h.grad))
+    if Status(int(h.status)).failed:
+        if on_failure == "raise":
+            h.raise_if_failed()
+        return replace(h, grad=tree.fill(h.grad, jnp.nan))
+    return h
+
+
+def _any_tracer(inputs: Tree) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs))

@@ -1,0 +1,85 @@
+"""Dense factorizations: exact up to rounding, for small systems and as the oracle."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from bilevel import tree
+from bilevel.linear.operator import LinearOperator
+from bilevel.status import SolveInfo, Status, code
+
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dense:
+    """Direct solve with the materialized matrix: Cholesky where ``A`` must be definite, else LU.
+
+    One step of iterative refinement follows the factorization.
+
+    Notes
+    -----
+    Cost: n matvecs as one block, n^2 memory, O(n^3) operations; ``rtol``, ``steps`` and a preconditioner have
+    no meaning here and are ignored. Statuses: ``NEGATIVE_CURVATURE`` (not positive definite though it must
+    be), ``SINGULAR`` (condition above 1/eps), ``NONFINITE``.
+    """
+
+    needs_symmetry = False
+
+    def __call__(
+        self,
+        A: LinearOperator,
+        b: Tree,
+        x0: Tree | None = None,  # noqa: ARG002 - part of the protocol, a direct solve has no start
+        *,
+        preconditioner: Callable[[Tree], Tree] | None = None,  # noqa: ARG002
+        rtol: Any = None,  # noqa: ARG002
+        steps: Any = None,  # noqa: ARG002
+    ) -> tuple[Tree, SolveInfo]:
+        """Solve ``A x = b``; see :class:`~bilevel.linear.operator.LinearSolver`."""
+        M = A.dense(b)
+        rhs, unravel = ravel_pytree(b)
+        solve, definite = _factorize(M, A.symmetric and A.definite)
+        x = solve(rhs)
+        x = x + solve(rhs - M @ x)
+        residual = rhs - M @ x
+        status = jnp.where(_inverse_norm(solve, M) * _max_norm(M) * jnp.finfo(M.dtype).eps < 1, 
+                           code(Status.OK), code(Status.SINGULAR))
+        status = jnp.where(definite, status, code(Status.NEGATIVE_CURVATURE))
+        status = jnp.where(jnp.isfinite(M).all() & jnp.isfinite(rhs).all(), status, code(Status.NONFINITE))
+        n = jnp.asarray(rhs.size)
+        return unravel(x), SolveInfo(jnp.asarray(1), n, jnp.linalg.norm(residual), status)
+
+
+def _factorize(M: Float[Array, "n n"], definite: bool):
+    """A solve with the factors of M, and whether M is definite where it must be."""
+    if not definite:
+        factors = jax.scipy.linalg.lu_factor(M)
+        return lambda y: jax.scipy.linalg.lu_solve(factors, y), jnp.asarray(True)
+    shift = len(M) * jnp.finfo(M.dtype).eps * _max_norm(M)
+    # Definite up to rounding: a singular matrix is told apart from an indefinite one.
+    definite_up_to_rounding = jnp.isfinite(jnp.linalg.cholesky(M + shift * jnp.eye(len(M), dtype=M.dtype))).all()
+    factors = jax.scipy.linalg.lu_factor(M)
+    return lambda y: jax.scipy.linalg.lu_solve(factors, y), definite_up_to_rounding
+
+
+def _max_norm(M: Float[Array, "n n"]) -> Float[Array, ""]:
+    """Largest absolute row sum, an upper bound of the spectral radius."""
+    return jnp.max(jnp.sum(jnp.abs(M), axis=1))
+
+
+def _inverse_norm(solve, M: Float[Array, "n n"], steps: int = 4) -> Float[Array, ""]:
+    """``norm(M^-1)`` from below, by a few steps of inverse iteration from a fixed random vector."""
+    x = jax.random.normal(jax.random.key(1), (len(M),), M.dtype)
+    growth = jnp.zeros((), M.dtype)
+    for _ in range(steps):
+        y = solve(x / jnp.linalg.norm(x))
+        growth = jnp.maximum(growth, jnp.linalg.norm(y))
+        x = y
+    return jnp.where(jnp.isfinite(growth), growth, jnp.inf)

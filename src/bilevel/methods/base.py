@@ -1,0 +1,162 @@
+"""The result of every hypergradient method, and the protocol."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bilevel import tree
+from bilevel.certificates.estimate import RESOLVED
+from bilevel.lagrangian import as_saddle
+from bilevel.problems import Problem
+from bilevel.status import SolveInfo, Status, code, first_failure, is_failure, raise_if_failed
+
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Hypergradient:
+    """A hypergradient with its error.
+
+    Attributes
+    ----------
+    grad
+        Approximation of ``d U(w(lam), lam) / d lam``, a pytree like ``lam``; NaN after a failure that could not
+        be raised.
+    value
+        Upper objective ``U(w, lam)`` at the ``w`` found.
+    w, v
+        Lower-level solution and adjoint, pytrees like ``w0``; pass them on for a warm start.
+    error
+        Estimated 2-norm of ``grad`` minus the true hypergradient; NaN where it was not asked for.
+    bound, proved
+        Proved upper bound of the error, and whether it is proved; NaN and False where constants are missing.
+    scale
+        Sum of the norms of the direct and the implicit term of ``grad``, before they cancel.
+    lower, adjoint, error_info
+        What the lower-level solve, the adjoint solve and the error estimate did.
+    status
+        A :class:`~bilevel.status.Status` code.
+    method
+        Name of the method.
+    """
+
+    grad: Tree
+    value: Float[Array, ""]
+    w: Tree
+    v: Tree
+    error: Float[Array, ""]
+    bound: Float[Array, ""]
+    proved: bool | Array
+    scale: Float[Array, ""]
+    lower: SolveInfo
+    adjoint: SolveInfo
+    error_info: SolveInfo
+    status: Int[Array, ""]
+    method: str = field(metadata={"static": True})
+
+    @property
+    def relative_error(self) -> Float[Array, ""]:
+        """``error / norm(grad)``; 0 where both are 0."""
+        size = tree.norm(self.grad)
+        return jnp.where(self.error == 0, 0.0, self.error / jnp.where(size > 0, size, 0.0))
+
+    def raise_if_failed(self) -> "Hypergradient":
+        """Raise :class:`~bilevel.status.ConvergenceError` on a failure, else return itself. Eager only."""
+        raise_if_failed(self, f"Hypergradient by {self.method}")
+        return self
+
+    def explain(self) -> str:
+        """The result in words. Eager only."""
+        return "\n".join(
+            [
+                f"Hypergradient by {self.method}.",
+                f"  norm(grad) {float(tree.norm(self.grad)):.3e}, upper value {float(self.value):.6g}",
+                f"  {_error_in_words(self)}",
+                f"  lower level: {_solve_in_words(self.lower)}",
+                f"  adjoint: {_solve_in_words(self.adjoint)}",
+                f"  error estimate: {int(self.error_info.matvecs)} matvecs",
+                f"  {Status(int(self.status)).sentence}",
+            ]
+        )
+
+
+class Method(Protocol):
+    """``method(problem, lam, w0, v0, lower_data, upper_data, key, error=True) -> Hypergradient``; pure."""
+
+    def check(self, problem: Problem) -> None:
+        """Refuse combinations that are mathematically invalid, at trace time, before anything is computed."""
+        ...
+
+    def __call__(
+        self,
+        problem: Problem,
+        lam: Tree,
+        w0: Tree,
+        v0: Tree | None,
+        lower_data: Tree,
+        upper_data: Tree,
+        key: Array | None,
+        *,
+        error: bool = True,
+    ) -> Hypergradient:
+        """Compute."""
+        ...
+
+
+def nothing_done(like: Tree) -> SolveInfo:
+    """The info of a solve that was not asked for."""
+    return SolveInfo(jnp.asarray(0), jnp.asarray(0), jnp.zeros((), tree.dtype(like)), code(Status.OK))
+
+
+def conclude(
+    problem: Problem,
+    method: str,
+    *,
+    grad: Tree,
+    scale: Float[Array, ""],
+    value: Float[Array, ""],
+    w: Tree,
+    v: Tree,
+    lower: SolveInfo,
+    adjoint: SolveInfo,
+    error: Float[Array, ""] | None,
+    error_info: SolveInfo,
+) -> Hypergradient:
+    """Assemble the result; the status is the first failure in causal order, and saddles are called so."""
+    statuses = [as_saddle(problem, info.status) for info in (lower, adjoint, error_info)]
+    finite = jnp.where(tree.all_finite((grad, value)), code(Status.OK), code(Status.NONFINITE))
+    nan = jnp.asarray(jnp.nan, tree.dtype(grad))
+    result = Hypergradient(
+        grad=grad, value=value, w=w, v=v, error=nan if error is None else error, bound=nan, proved=False, scale=scale,
+        lower=lower, adjoint=adjoint, error_info=error_info, status=first_failure(*statuses, finite), method=method,
+    )  # fmt: skip
+    if error is None:
+        return result
+    resolved = jnp.where(result.relative_error <= RESOLVED, code(Status.OK), code(Status.UNRESOLVED))
+    return replace(result, status=first_failure(result.status, resolved))
+
+
+def accepts(error: Any, size: Any, scale: Any, tol: Any, atol: Any) -> Array:
+    """Acceptance rule ``error <= tol * norm(grad) + atol``; ``atol`` None: ``tol * sqrt(eps) * scale``."""
+    atol = tol * jnp.sqrt(jnp.finfo(error.dtype).eps) * scale if atol is None else atol
+    return error <= tol * size + atol
+
+
+def judged(h: Hypergradient, tol: Any, atol: Any) -> Hypergradient:
+    """The result with ``TOLERANCE_UNMET`` where it is finite and not accepted."""
+    unmet = ~accepts(h.error, tree.norm(h.grad), h.scale, tol, atol) & ~is_failure(h.status)
+    return replace(h, status=jnp.where(unmet, code(Status.TOLERANCE_UNMET), h.status))
+
+
+def _error_in_words(h: Hypergradient) -> str:
+    if jnp.isnan(h.error):
+        return "its error was not estimated"
+    return f"estimated error {float(h.error):.1e}, relative {float(h.relative_error):.1e}"
+
+
+def _solve_in_words(info: SolveInfo) -> str:
+    return f"{int(info.steps)} steps, {int(info.matvecs)} matvecs, residual {float(info.residual_norm):.1e}"

@@ -1,0 +1,238 @@
+"""Bilevel problems: a lower level ``F(w, lam) = 0`` and an upper objective ``U(w, lam)``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+from jaxtyping import Array, Float
+
+from bilevel import tree
+from bilevel.linear.operator import LinearOperator
+from bilevel.status import ProblemError
+
+Tree = Any
+Function = Callable[[Tree, Tree, Tree], Any]
+Kind = Literal["minimization", "fixed_point", "root"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lower:
+    """A lower-level problem, read as the residual equation ``F(w, lam) = 0``.
+
+    Made by :func:`minimization`, :func:`fixed_point` and :func:`root`.
+    """
+
+    function: Function = field(metadata={"static": True})
+    kind: Kind = field(metadata={"static": True})
+    symmetric: bool = field(metadata={"static": True})
+    step: Any = None
+
+    def residual(self, w: Tree, lam: Tree, data: Tree) -> Tree:
+        """``F(w, lam)``, a vector like ``w``. Cost: one matvec."""
+        if self.kind == "minimization":
+            return jax.grad(self.function)(w, lam, data)
+        if self.kind == "fixed_point":
+            return tree.sub(w, self.function(w, lam, data))
+        return self.function(w, lam, data)
+
+    def map(self, w: Tree, lam: Tree, data: Tree) -> Tree:
+        """The map ``Phi`` whose fixed points are the solutions.
+
+        ``w - step * grad`` for a minimization, the given map for a fixed point, ``w - F`` for a root.
+        Cost: one matvec.
+        """
+        if self.kind == "fixed_point":
+            return self.function(w, lam, data)
+        return tree.axpy(-self.map_step, self.residual(w, lam, data), w)
+
+    @property
+    def map_step(self) -> Any:
+        """The step ``a`` with ``Phi(w) = w - a F(w)``."""
+        if self.kind != "minimization":
+            return 1.0
+        if self.step is None:
+            raise ProblemError(
+                "The gradient map of a minimization needs a step: give step= to minimization(...) or to the solver."
+            )
+        return self.step
+
+    def pairing(self, v: Tree, w: Tree, lam: Tree, data: Tree) -> Float[Array, ""]:
+        """``<v, F(w, lam)>``; for a minimization the derivative of the loss along ``v``."""
+        if self.kind == "minimization":
+            return jax.jvp(lambda w: self.function(w, lam, data), (w,), (v,))[1]
+        return tree.dot(v, self.residual(w, lam, data))
+
+    def linearize(self, w: Tree, lam: Tree, data: Tree) -> tuple[Tree, LinearOperator]:
+        """``F(w, lam)`` and ``A = d_w F(w, lam)``; the nonlinear part is evaluated once, here."""
+        F, mv = jax.linearize(lambda w: self.residual(w, lam, data), w)
+        step = self.step if self.kind == "minimization" else 1.0
+        if self.symmetric:
+            return F, LinearOperator(mv, mv, symmetric=True, definite=self.kind == "minimization", step=step)
+        transpose = jax.linear_transpose(mv, w)
+        return F, LinearOperator(mv, lambda x: transpose(x)[0], step=step)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Problem:
+    """A bilevel problem ``min_lam U(w(lam), lam)`` with ``w(lam)`` given by the lower level.
+
+    Parameters
+    ----------
+    lower
+        The lower level, from :func:`minimization`, :func:`fixed_point` or :func:`root`.
+    upper
+        ``upper(w, lam, data) -> scalar``, the upper-level objective.
+    constants
+        Constants of the problem for proved bounds; None where they are not known.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bilevel as bl
+    >>> lower = bl.minimization(lambda w, lam, data: jnp.sum((w - data) ** 2) + lam * jnp.sum(w**2))
+    >>> problem = bl.Problem(lower, lambda w, lam, data: jnp.sum((w - data) ** 2))
+    >>> train, valid = jnp.array([2.0, 0.0]), jnp.array([1.0, 0.0])
+    >>> h = bl.hypergradient(problem, 0.5, jnp.zeros(2), lower_data=train, upper_data=valid)
+    >>> print(f"{h.grad:.4f}")  # w = 2 / (1 + lam), so U' = 2 (w - 1) * -2 / (1 + lam)^2
+    -0.5926
+    """
+
+    lower: Lower
+    upper: Function = field(metadata={"static": True})
+    constants: Any = None
+
+
+def minimization(loss: Function, step: Any = None) -> Lower:
+    """Lower level ``w(lam) = argmin_w loss(w, lam, data)``, so ``F = d_w loss`` and ``A`` its Hessian.
+
+    Parameters
+    ----------
+    loss
+        ``loss(w, lam, data) -> scalar``, twice differentiable in ``w``.
+    step
+        Step of gradient descent on it (for the map ``w - step * d_w loss``); estimated where needed and None.
+    """
+    return Lower(loss, "minimization", symmetric=True, step=step)
+
+
+def fixed_point(fp_map: Function, symmetric: bool = False) -> Lower:
+    """Lower level ``w(lam) = fp_map(w(lam), lam, data)``, so ``F = w - fp_map`` and ``A = I - d_w fp_map``.
+
+    Parameters
+    ----------
+    fp_map
+        ``fp_map(w, lam, data) -> w``, of the structure, shapes and dtypes of ``w``.
+    symmetric
+        Promise that ``d_w fp_map`` is symmetric; CG is allowed only then.
+    """
+    return Lower(fp_map, "fixed_point", symmetric)
+
+
+def root(residual: Function, symmetric: bool = False) -> Lower:
+    """Lower level ``residual(w(lam), lam, data) = 0``.
+
+    Parameters
+    ----------
+    residual
+        ``residual(w, lam, data)``, of the structure, shapes and dtypes of ``w``.
+    symmetric
+        Promise that ``d_w residual`` is symmetric; CG is allowed only then.
+    """
+    return Lower(residual, "root", symmetric)
+
+
+def validate_lower(lower: Lower, lam: Tree, w: Tree, data: Tree) -> None:
+    """Check the forms of ``w``, ``lam`` and what the lower-level function returns; runs at trace time.
+
+    Raises
+    ------
+    ProblemError
+        One sentence that names the argument, what was expected and what came.
+    """
+    _require_floating("w0", w)
+    _require_floating("lam", lam)
+    if lower.kind == "minimization":
+        _require_scalar("loss", lower.function, w, lam, data)
+    else:
+        _require_like_w("fp_map" if lower.kind == "fixed_point" else "residual", lower.function, w, lam, data)
+
+
+def validate(problem: Problem, lam: Tree, w: Tree, lower_data: Tree, upper_data: Tree) -> None:
+    """Check a whole problem, and that ``lam`` matters; runs at trace time, once per shapes.
+
+    Whether a leaf of ``lam`` reaches ``F`` is read off the jaxpr: numerically ``d_lam F = 0`` at
+    ``w = 0`` for every ridge problem.
+
+    Raises
+    ------
+    ProblemError
+        One sentence that names the argument, what was expected and what came.
+    """
+    validate_lower(problem.lower, lam, w, lower_data)
+    _require_scalar("upper", problem.upper, w, lam, upper_data)
+    reaches_lower = _leaves_used(problem.lower.residual, w, lam, lower_data)
+    reaches_upper = _leaves_used(problem.upper, w, lam, upper_data)
+    if not any(reaches_lower):
+        raise ProblemError(
+            "lam does not reach the lower-level problem: no leaf of lam enters its residual, so the solution "
+            "does not depend on lam. If lam is the starting point of the training, use "
+            "ITD or add a proximal term such as |w - lam|^2 to the loss."
+        )
+    for (path, _), lower_uses, upper_uses in zip(
+        jax.tree_util.tree_leaves_with_path(lam), reaches_lower, reaches_upper, strict=True
+    ):
+        if not (lower_uses or upper_uses):
+            raise ProblemError(
+                f"lam{jax.tree_util.keystr(path)} enters neither the lower-level problem nor the upper objective; "
+                "remove it from lam or use it."
+            )
+
+
+def _require_floating(name: str, value: Tree) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(value)
+    if not leaves:
+        raise ProblemError(f"{name} must hold at least one floating array, but it has no leaves.")
+    for path, leaf in leaves:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ProblemError(
+                f"{name}{jax.tree_util.keystr(path)} must be a floating array, but its dtype is "
+                f"{jnp.result_type(leaf)}; integer and boolean choices have no gradient: pass them in data, or convert."
+            )
+
+
+def _require_scalar(name: str, function: Function, w: Tree, lam: Tree, data: Tree) -> None:
+    out = jax.eval_shape(function, w, lam, data)
+    if not isinstance(out, jax.ShapeDtypeStruct):
+        raise ProblemError(f"{name} must return one floating scalar, but it returned {jax.tree.structure(out)}.")
+    if out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ProblemError(
+            f"{name} must return one floating scalar, but it returned shape {out.shape} of dtype {out.dtype}."
+        )
+
+
+def _require_like_w(name: str, function: Function, w: Tree, lam: Tree, data: Tree) -> None:
+    out = jax.eval_shape(function, w, lam, data)
+    if jax.tree.structure(out) != jax.tree.structure(w):
+        raise ProblemError(
+            f"{name} must return the structure of w0, {jax.tree.structure(w)}, but it returned {jax.tree.structure(out)}."
+        )
+    for (path, have), want in zip(jax.tree_util.tree_leaves_with_path(out), jax.tree.leaves(w), strict=True):
+        if (have.shape, have.dtype) != (jnp.shape(want), jnp.result_type(want)):
+            raise ProblemError(
+                f"{name} must keep the shapes and dtypes of w0: at leaf w0{jax.tree_util.keystr(path)} it returned "
+                f"{have.dtype}{list(have.shape)} for {jnp.result_type(want)}{list(jnp.shape(want))}."
+            )
+
+
+def _leaves_used(function: Function, w: Tree, lam: Tree, data: Tree) -> list[bool]:
+    """For every leaf of lam, whether the value of ``function(w, lam, data)`` depends on it structurally."""
+    w, lam, data = jax.tree.map(jax.typeof, (w, lam, data))
+    jaxpr = jax.make_jaxpr(function)(w, lam, data).jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    first = len(jax.tree.leaves(w))
+    return used[first : first + len(jax.tree.leaves(lam))]

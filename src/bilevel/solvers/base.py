@@ -1,0 +1,99 @@
+"""What lower-level solvers share: the protocols, the scale of their tolerances, the step of the gradient map."""
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bilevel import tree
+from bilevel.linear.spectral import largest_eigenvalue
+from bilevel.problems import Lower
+from bilevel.status import SolveInfo, Status
+
+Tree = Any
+
+MAX_STEPS = 10_000  # of first-order solvers that were given a tolerance but no budget
+RUNNING = Status.MAX_STEPS  # what a run has come to if its loop ends first
+FIRST_FORCING = 0.3  # tolerance of the first linear solve of a Newton method, and the loosest
+
+
+class Solver(Protocol):
+    """Solves the lower level: ``solver(lower, lam, w0, data, rtol=..., steps=...) -> w, SolveInfo``.
+
+    The tolerance compares the last step, or ``norm(Phi(w) - w)``, with ``max(norm(w), norm(w0))``: never with
+    the first residual, so that a warm start at the solution stops at once. With ``steps`` and no ``rtol``
+    exactly that many steps run.
+    """
+
+    def __call__(
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+    ) -> tuple[Tree, SolveInfo]:
+        """Solve."""
+        ...
+
+
+class Unrollable(Protocol):
+    """A solver whose iteration can be differentiated: what ITD needs."""
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps."""
+        ...
+
+    def prepare(self, lower: Lower, lam: Tree, w0: Tree, data: Tree) -> tuple[Lower, int]:
+        """The problem with everything the steps need made concrete, and the matvecs that took."""
+        ...
+
+    def init(self, w0: Tree) -> Tree:
+        """Starting state."""
+        ...
+
+    def advance(self, lower: Lower, lam: Tree, state: Tree, data: Tree) -> Tree:
+        """One step."""
+        ...
+
+    def params(self, state: Tree) -> Tree:
+        """The ``w`` of a state."""
+        ...
+
+
+def scale(w: Tree, w0: Tree) -> Float[Array, ""]:
+    """``max(norm(w), norm(w0))``, what a relative tolerance is relative to; never exactly zero."""
+    floor = jnp.sqrt(jnp.finfo(tree.dtype(w)).tiny)
+    return jnp.maximum(jnp.maximum(tree.norm(w), tree.norm(w0)), floor)
+
+
+def default_rtol(w: Tree) -> float:
+    """Relative tolerance of lower-level solvers where none is given: the square root of machine epsilon."""
+    return tree.eps(w) ** 0.5
+
+
+def with_step(lower: Lower, lam: Tree, w0: Tree, data: Tree, step: Any) -> tuple[Lower, int]:
+    """The problem with a step for its gradient map, and the matvecs of estimating it.
+
+    The step given here, else that of the problem, else ``1 / L`` with the largest eigenvalue L of the Hessian
+    at ``w0`` by Lanczos. An estimated step is a constant of differentiation.
+    """
+    step = lower.step if step is None else step
+    if lower.kind != "minimization" or step is not None:
+        return replace(lower, step=step), 0
+    lam, w0 = jax.lax.stop_gradient((lam, w0))
+    _, A = lower.linearize(w0, lam, data)
+    largest, matvecs = largest_eigenvalue(A, w0)
+    return replace(lower, step=1 / largest), matvecs + 1
+
+
+def forcing(norm_F: Any, last_norm: Any, model_norm: Any, step_norm: Any, wished_step: Any) -> Float[Array, ""]:
+    """Relative tolerance of the linear solve of a Newton step.
+
+    ``| norm(F) - norm(model) | / norm(F_last)``, the disagreement of the last linear model with what came
+    (Eisenstat and Walker 1996, choice 1; on an affine ``F`` it is zero), but no tighter than a tenth of what
+    brings the next step, predicted by the fall of the residual, to the wished size.
+    """
+    disagreement = jnp.abs(norm_F - model_norm) / last_norm
+    predicted_step = step_norm * norm_F / last_norm
+    needed = 0.1 * wished_step / predicted_step
+    eta = jnp.maximum(disagreement, needed)
+    return jnp.where(jnp.isfinite(eta), jnp.minimum(eta, FIRST_FORCING), FIRST_FORCING)

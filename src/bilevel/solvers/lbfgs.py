@@ -1,0 +1,87 @@
+"""L-BFGS for minimizations, on optax."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from bilevel import tree
+from bilevel.loops import bounded_while
+from bilevel.problems import Lower
+from bilevel.solvers.base import MAX_STEPS, RUNNING, default_rtol, scale
+from bilevel.status import ProblemError, SolveInfo, Status, code
+
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LBFGS:
+    """Limited-memory BFGS with the zoom line search of optax.
+
+    Parameters
+    ----------
+    steps
+        Iterations. Without ``rtol`` exactly so many run; with it, at most (default 10000).
+    rtol
+        Stop after a step of norm ``<= rtol * max(norm(w), norm(w0))``. Default, where ``steps`` is not given
+        either: the square root of machine epsilon.
+    memory
+        Pairs of vectors kept.
+
+    Notes
+    -----
+    Cost: one matvec per evaluation of loss and gradient, and one for the residual of the value returned.
+    Statuses: ``MAX_STEPS``, ``NO_DESCENT``, ``NONFINITE``.
+    """
+
+    steps: int | None = field(default=None, metadata={"static": True})
+    rtol: Any = None
+    memory: int = field(default=10, metadata={"static": True})
+
+    def __call__(
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+    ) -> tuple[Tree, SolveInfo]:
+        """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
+        if lower.kind != "minimization":
+            raise ProblemError(f"LBFGS needs a minimization, but the problem is a {lower.kind}: use NewtonKrylov.")
+        rtol = self.rtol if rtol is None else rtol
+        steps = self.steps if steps is None else steps
+        budget = rtol is None and steps is not None
+        rtol = default_rtol(w0) if rtol is None else rtol
+        optimizer = optax.lbfgs(memory_size=self.memory)
+
+        def loss(w):
+            return lower.function(w, lam, data)
+
+        def body(s: _Run) -> _Run:
+            value, g = optax.value_and_grad_from_state(loss)(s.w, state=s.state)
+            updates, state = optimizer.update(g, s.state, s.w, value=value, grad=g, value_fn=loss)
+            w = optax.apply_updates(s.w, updates)
+            search = optax.tree_utils.tree_get(state, "info")
+            step_norm = tree.norm(updates)
+            small = step_norm <= rtol * scale(w, w0)
+            # A failed search returns a tiny step too; it counts as the end only where the gradient is zero.
+            honest = (search.decrease_error <= 0) | (tree.norm(g) == 0)
+            status = jnp.where(small & (not budget), jnp.where(honest, code(Status.OK), code(Status.NO_DESCENT)), code(RUNNING))
+            status = jnp.where(tree.all_finite(w), status, code(Status.NONFINITE))
+            evaluations = s.matvecs + search.num_linesearch_steps
+            return _Run(w, state, s.step + 1, evaluations, status)
+
+        start = _Run(w0, optimizer.init(w0), jnp.asarray(0), jnp.asarray(1), code(RUNNING))
+        run = bounded_while(lambda s: s.status == RUNNING, body, start, MAX_STEPS if steps is None else steps)
+        F = lower.residual(run.w, lam, data)
+        status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
+        status = jnp.where(tree.all_finite((run.w, F)), status, code(Status.NONFINITE))
+        return run.w, SolveInfo(run.step, run.matvecs + 1, tree.norm(F), status)
+
+
+class _Run(NamedTuple):
+    w: Tree
+    state: Any
+    step: Int[Array, ""]
+    matvecs: Int[Array, ""]
+    status: Int[Array, ""]

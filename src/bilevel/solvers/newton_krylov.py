@@ -1,0 +1,111 @@
+"""Newton-GMRES for fixed points and roots, after a few Picard steps (Knoll and Keyes 2004)."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bilevel import tree
+from bilevel.linear.gmres import GMRES
+from bilevel.loops import bounded_while
+from bilevel.problems import Lower
+from bilevel.solvers.base import RUNNING, default_rtol, forcing, scale, with_step
+from bilevel.solvers.line_search import DECREASE, backtrack
+from bilevel.solvers.picard import Picard
+from bilevel.status import SolveInfo, Status, code
+
+Tree = Any
+
+PICARD_STEPS = 20  # a good contraction needs no Newton step; more would not pay against GMRES
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NewtonKrylov:
+    """Newton's method on ``F(w, lam) = 0`` with GMRES steps and backtracking on ``norm(F)``.
+
+    Begins with at most 20 Picard steps, which it keeps only if they lower the residual: a good contraction is
+    solved by them alone, a map that is no contraction loses little.
+
+    Parameters
+    ----------
+    steps
+        Newton steps. Without ``rtol`` exactly so many run; with it, at most (default 100).
+    rtol
+        Stop after a step of norm ``<= rtol * max(norm(w), norm(w0))``. Default, where ``steps`` is not given
+        either: the square root of machine epsilon.
+
+    Notes
+    -----
+    Cost: one matvec a Picard step; for a Newton step one evaluation of F, the GMRES products and the trials
+    of the line search. Statuses: ``MAX_STEPS``, ``NO_DESCENT`` (a local minimum of ``norm(F)`` that is no
+    root, or rounding), ``NONFINITE``.
+    """
+
+    steps: int | None = field(default=None, metadata={"static": True})
+    rtol: Any = None
+
+    def __call__(
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+    ) -> tuple[Tree, SolveInfo]:
+        """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
+        rtol = self.rtol if rtol is None else rtol
+        steps = self.steps if steps is None else steps
+        budget = rtol is None and steps is not None
+        rtol = default_rtol(w0) if rtol is None else rtol
+        w, picard = _picard(lower, lam, w0, data, rtol)
+        status = jnp.where((picard.status == Status.OK) & (not budget), code(Status.OK), code(RUNNING))
+        run = _newton(lower, lam, w, w0, data, rtol, 100 if steps is None else steps, budget, status)
+        F = lower.residual(run.w, lam, data)
+        status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
+        status = jnp.where(tree.all_finite((run.w, F)), status, code(Status.NONFINITE))
+        matvecs = picard.matvecs + run.matvecs + 1
+        return run.w, SolveInfo(picard.steps + run.step, matvecs, tree.norm(F), status)
+
+
+
+def _picard(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any) -> tuple[Tree, SolveInfo]:
+    """The end of a short Picard run, or ``w0`` where that has the smaller residual."""
+    lower, estimate = with_step(lower, lam, w0, data, None)
+    w, info = Picard()(lower, lam, w0, data, rtol=rtol, steps=PICARD_STEPS)
+    before = tree.norm(lower.residual(w0, lam, data))
+    better = info.residual_norm < before
+    return tree.where(better | (info.status == Status.OK), w, w0), info.plus(estimate + 1)
+
+
+class _Run(NamedTuple):
+    w: Tree
+    norm_F: Float[Array, ""]
+    model_norm: Float[Array, ""]
+    step_norm: Float[Array, ""]
+    step: Int[Array, ""]
+    matvecs: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+def _newton(lower: Lower, lam, w: Tree, w0: Tree, data, rtol, steps: int, budget: bool, status) -> _Run:
+    def residual_norm(w):
+        return tree.norm(lower.residual(w, lam, data))
+
+    def body(s: _Run) -> _Run:
+        F, A = lower.linearize(s.w, lam, data)
+        norm_F = tree.norm(F)
+        eta = forcing(norm_F, s.norm_F, s.model_norm, s.step_norm, rtol * scale(s.w, w0))
+        p, linear = GMRES()(A, tree.neg(F), rtol=eta, steps=2 * tree.size(F) + 50)
+        step_norm = tree.norm(p)
+        last = step_norm <= rtol * scale(s.w, w0)
+        alpha, _, trials = backtrack(residual_norm, s.w, p, lambda a, new: new <= (1 - DECREASE * a) * norm_F)
+        # The last step is at the level of rounding, where norm(F) may no longer fall.
+        alpha = jnp.where((alpha == 0) & last, 1.0, alpha)
+        status = jnp.where(last & (not budget) & (linear.status == Status.OK), code(Status.OK), code(RUNNING))
+        status = jnp.where(alpha > 0, status, code(Status.NO_DESCENT))
+        status = jnp.where(jnp.isfinite(norm_F), status, code(Status.NONFINITE))
+        w = tree.where(jnp.isfinite(step_norm), tree.axpy(alpha, p, s.w), s.w)
+        matvecs = s.matvecs + 1 + linear.matvecs + trials
+        return _Run(w, norm_F, linear.residual_norm, alpha * step_norm, s.step + 1, matvecs, status)
+
+    infinite = jnp.asarray(jnp.inf, tree.dtype(w))
+    start = _Run(w, infinite, infinite, infinite, jnp.asarray(0), jnp.asarray(0), status)
+    return bounded_while(lambda s: s.status == RUNNING, body, start, steps)

@@ -1,0 +1,137 @@
+"""Iteration of the lower-level map: Picard's iteration, and gradient descent as its instance."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bilevel import tree
+from bilevel.loops import bounded_while
+from bilevel.problems import Lower
+from bilevel.solvers.base import MAX_STEPS, default_rtol, scale, with_step
+from bilevel.status import ProblemError, SolveInfo, Status, code
+
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Picard:
+    """``w <- Phi(w, lam)``, linearly convergent when the map is a contraction.
+
+    For a minimization the map is the gradient step of the problem, for a root ``w - F(w, lam)``.
+
+    Parameters
+    ----------
+    steps
+        Iterations. Without ``rtol`` exactly so many run; with it, at most (default 10000).
+    rtol
+        Stop at ``norm(Phi(w) - w) <= rtol * max(norm(w), norm(w0))``. Default, where ``steps`` is not given
+        either: the square root of machine epsilon.
+
+    Notes
+    -----
+    Cost: one matvec a step and one for the residual of the value returned. Statuses: ``MAX_STEPS``,
+    ``DIVERGED``, ``NONFINITE``; the last finite iterate is returned.
+    """
+
+    steps: int | None = field(default=None, metadata={"static": True})
+    rtol: Any = None
+
+    def prepare(self, lower: Lower, lam: Tree, w0: Tree, data: Tree) -> tuple[Lower, int]:
+        """Give the gradient map of a minimization its step."""
+        return with_step(lower, lam, w0, data, None)
+
+    def init(self, w0: Tree) -> Tree:
+        """Starting state: ``w0``."""
+        return w0
+
+    def advance(self, lower: Lower, lam: Tree, state: Tree, data: Tree) -> Tree:
+        """``Phi(w, lam)``."""
+        return lower.map(state, lam, data)
+
+    def params(self, state: Tree) -> Tree:
+        """The state is ``w``."""
+        return state
+
+    def __call__(
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+    ) -> tuple[Tree, SolveInfo]:
+        """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
+        lower, estimate = self.prepare(lower, lam, w0, data)
+        rtol = self.rtol if rtol is None else rtol
+        steps = self.steps if steps is None else steps
+        budget = rtol is None and steps is not None
+        rtol = default_rtol(w0) if rtol is None else rtol
+        run = _iterate(lower, lam, w0, data, rtol, MAX_STEPS if steps is None else steps, budget)
+        reached = run.residual_norm <= rtol * scale(run.w, w0)
+        status = jnp.where(budget | reached, code(Status.OK), code(Status.MAX_STEPS))
+        finite = tree.all_finite((run.w, run.mapped))
+        status = jnp.where(finite, status, jnp.where(run.step > 0, code(Status.DIVERGED), code(Status.NONFINITE)))
+        residual_norm = run.residual_norm / lower.map_step
+        return run.w, SolveInfo(run.step, run.step + 1 + estimate, residual_norm, status)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GradientDescent:
+    """``w <- w - step * d_w loss(w, lam)``.
+
+    Parameters
+    ----------
+    steps, rtol
+        As in :class:`Picard`; the residual is measured on the gradient map, ``step * norm(d_w loss)``.
+    step
+        Default: that of the problem, else one over the largest eigenvalue of the Hessian at ``w0``.
+
+    Notes
+    -----
+    Cost: one matvec a step, one for the last residual, 17 where the step is estimated. Statuses as in
+    :class:`Picard`.
+    """
+
+    steps: int | None = field(default=None, metadata={"static": True})
+    rtol: Any = None
+    step: Any = None
+
+    def prepare(self, lower: Lower, lam: Tree, w0: Tree, data: Tree) -> tuple[Lower, int]:
+        """Give the gradient map its step."""
+        if lower.kind != "minimization":
+            raise ProblemError(f"GradientDescent needs a minimization, but the problem is a {lower.kind}: use Picard.")
+        return with_step(lower, lam, w0, data, self.step)
+
+    init, advance, params = Picard.init, Picard.advance, Picard.params
+
+    def __call__(
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+    ) -> tuple[Tree, SolveInfo]:
+        """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
+        lower, estimate = self.prepare(lower, lam, w0, data)
+        w, info = Picard(self.steps, self.rtol)(lower, lam, w0, data, rtol=rtol, steps=steps)
+        return w, info.plus(estimate)
+
+
+class _Run(NamedTuple):
+    w: Tree
+    mapped: Tree  # Phi(w)
+    residual_norm: Float[Array, ""]  # norm(Phi(w) - w)
+    step: Int[Array, ""]
+
+
+def _iterate(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: Any, budget: bool) -> _Run:
+    """Iterate the map until its residual is small, or exactly ``steps`` times on a budget."""
+
+    def at(w: Tree, step) -> _Run:
+        mapped = lower.map(w, lam, data)
+        return _Run(w, mapped, tree.norm(tree.sub(mapped, w)), step)
+
+    if budget:
+        w = jax.lax.fori_loop(0, steps, lambda _, w: lower.map(w, lam, data), w0)
+        return at(w, jnp.asarray(steps))
+
+    def unfinished(run: _Run):
+        return (run.residual_norm > rtol * scale(run.w, w0)) & tree.all_finite(run.mapped)
+
+    return bounded_while(unfinished, lambda run: at(run.mapped, run.step + 1), at(w0, jnp.asarray(0)), steps)

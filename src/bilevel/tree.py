@@ -1,0 +1,100 @@
+"""Vector algebra on pytrees: a pytree of floating arrays is one vector in R^n."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Tree = Any
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """``a + b``."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def sub(a: Tree, b: Tree) -> Tree:
+    """``a - b``."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(alpha: Any, a: Tree) -> Tree:
+    """``alpha * a``, in the dtypes of ``a``."""
+    return jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, a)
+
+
+def axpy(alpha: Any, a: Tree, b: Tree) -> Tree:
+    """``alpha * a + b``, in the dtypes of ``b``."""
+    return jax.tree.map(lambda x, y: jnp.asarray(alpha, y.dtype) * x + y, a, b)
+
+
+def neg(a: Tree) -> Tree:
+    """``-a``."""
+    return jax.tree.map(jnp.negative, a)
+
+
+def dot(a: Tree, b: Tree) -> Float[Array, ""]:
+    """Inner product ``<a, b>``. Sums of products, not ``vdot``: raveling breaks under explicit sharding."""
+    return _total(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
+
+
+def norm(a: Tree) -> Float[Array, ""]:
+    """2-norm, safe from overflow and underflow of the squares; NaN and infinity come through."""
+    leaves = jax.tree.leaves(a)
+    if not leaves:
+        return jnp.zeros(())
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0).astype(dtype(a)) for x in leaves]))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    return unit * jnp.sqrt(_total([jnp.sum(jnp.square(x / unit.astype(x.dtype))) for x in leaves]))
+
+
+def zeros_like(a: Tree) -> Tree:
+    """The zero vector of the space of ``a``."""
+    return jax.tree.map(jnp.zeros_like, a)
+
+
+def where(condition: Bool[Array, ""], a: Tree, b: Tree) -> Tree:
+    """``a`` where the scalar condition holds, else ``b``."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def fill(a: Tree, value: float) -> Tree:
+    """A vector like ``a`` with every entry ``value``."""
+    return jax.tree.map(lambda x: jnp.full_like(x, value), a)
+
+
+def all_finite(a: Tree) -> Bool[Array, ""]:
+    """Whether no entry is NaN or infinite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(a)] or [jnp.array(True)]))
+
+
+def size(a: Tree) -> int:
+    """Dimension n of the vector."""
+    return sum(x.size for x in jax.tree.leaves(a))
+
+
+def dtype(a: Tree) -> Any:
+    """The dtype in which inner products of ``a`` are held."""
+    return jnp.result_type(*jax.tree.leaves(a)) if jax.tree.leaves(a) else jnp.result_type(float)
+
+
+def eps(a: Tree) -> float:
+    """Machine epsilon of the dtype of ``a``."""
+    return float(jnp.finfo(dtype(a)).eps)
+
+
+def standard_normal(key: Array, a: Tree) -> Tree:
+    """A vector like ``a`` of independent N(0, 1) entries."""
+    leaves, treedef = jax.tree.flatten(a)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
+
+
+def strong(a: Tree) -> Tree:
+    """The same arrays without weak types, so that ``1.0`` and ``jnp.ones(())`` compile to one program."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), a)
+
+
+def _total(sums: Tree) -> Float[Array, ""]:
+    return jnp.sum(jnp.stack(jax.tree.leaves(sums))) if jax.tree.leaves(sums) else jnp.zeros(())
