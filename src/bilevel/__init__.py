@@ -2,6 +2,7 @@
 
 from bilevel import algorithms
 from bilevel.hypergradient import hypergradient
+from bilevel.implicit import implicit
 from bilevel.linear.cg import CG
 from bilevel.linear.dense import Dense
 from bilevel.linear.gmres import GMRES
@@ -44,6 +45,7 @@ __all__ = [
     "algorithms",
     "fixed_point",
     "hypergradient",
+    "implicit",
     "minimization",
     "optimize",
     "root",
