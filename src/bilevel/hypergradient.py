@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 from bilevel import tree
@@ -125,7 +126,7 @@ def _deliver(h: Hypergradient, on_failure: OnFailure) -> Hypergradient:
     """Make a failure loud: raise where a status can be read, poison the gradient where it cannot."""
     if on_failure == "keep":
         return h
-    if isinstance(h.status, jax.core.Tracer):
+    if isinstance(h.status, Tracer):
         poison = jnp.where(is_failure(h.status), jnp.nan, 0.0)
         return replace(h, grad=jax.tree.map(lambda g: g + poison.astype(g.dtype), h.grad))
     if Status(int(h.status)).failed:
@@ -136,4 +137,4 @@ def _deliver(h: Hypergradient, on_failure: OnFailure) -> Hypergradient:
 
 
 def _any_tracer(inputs: Tree) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(inputs))

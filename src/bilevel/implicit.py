@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from bilevel import tree
 from bilevel.linear.operator import LinearOperator
@@ -37,7 +38,7 @@ class Implicit:
         w, info = self._solve(lam, w0, data)
         if self.on_failure == "keep":
             return w
-        if self.on_failure == "raise" and not isinstance(info.status, jax.core.Tracer):
+        if self.on_failure == "raise" and not isinstance(info.status, Tracer):
             raise_if_failed(info, "Lower-level solve")
         return tree.where(is_failure(info.status), tree.fill(w, jnp.nan), w)
 
@@ -106,7 +107,7 @@ def implicit(
 def _implicit_solve(lower: Lower, solver, linear_solver, rtol, lam, w0, data, *, poison: bool):
     validate_lower(lower, lam, w0, data)
 
-    def F(w):
+    def residual(w):
         return lower.residual(w, lam, data)
 
     def solve(_, w0):
@@ -124,7 +125,7 @@ def _implicit_solve(lower: Lower, solver, linear_solver, rtol, lam, w0, data, *,
         b = jax.lax.optimization_barrier(b)
         return jax.lax.custom_linear_solve(mv, b, linear_solve, linear_solve, symmetric=lower.symmetric)
 
-    w, info = jax.lax.custom_root(F, w0, solve, tangent_solve, has_aux=True)
+    w, info = jax.lax.custom_root(residual, w0, solve, tangent_solve, has_aux=True)
     counts = [x.astype(jnp.int32) for x in (info.steps, info.matvecs, info.status)]
     return w, SolveInfo(counts[0], counts[1], info.residual_norm, counts[2])
 

@@ -134,28 +134,27 @@ def optimize(
 
     state = algorithm.init(lam0, w0)
     lam, w = state.lam, state.w
-    history, reached = History(), gtol is None
-    for step in range(steps + 1):
-        before = state
-        with_error = step == steps or step % error_every == 0
+    history, step = History(), 0
+    while True:
+        last, before = step == steps, state
+        with_error = last or step % error_every == 0
         state, info = update(before, error=with_error)
-        record = _record(step, info, start)
-        status = Status(int(info.hypergradient.status))
+        record, status = _record(step, info, start), Status(int(info.hypergradient.status))
         if status.failed:
             history.records.append(record)
             break
         lam, w = before.lam, info.hypergradient.w
-        reached = reached or record.gradient_norm <= gtol
-        wanted = callback is not None and callback(record, lam)
-        stop = wanted or (gtol is not None and reached)
+        stationary = gtol is not None and record.gradient_norm <= gtol
+        stop = stationary or (callback is not None and callback(record, lam))
         if stop and not with_error:
             _, info = update(before, error=True)
             record = _record(step, info, start)
         history.records.append(record)
-        if stop:
+        if last and gtol is not None and not stationary:
+            status = Status.MAX_STEPS
+        if stop or last:
             break
-    else:
-        status = status if reached else Status.MAX_STEPS
+        step += 1
     result = OptimizeResult(lam, w, info.hypergradient, history, status)
     if on_failure == "raise":
         raise_if_failed(result, "Upper-level optimization")

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
 from bilevel.certificates.estimate import LOOSE, loose_solve
-from bilevel.lagrangian import Instance, as_saddle, correct, gradient
+from bilevel.lagrangian import Instance, correct, gradient
 from bilevel.linear.cg import run_cg
 from bilevel.linear.dense import Dense
 from bilevel.linear.gmres import GMRES
@@ -23,11 +23,12 @@ from bilevel.linear.spectral import probe_vector
 from bilevel.methods.base import Hypergradient, accepts, conclude, nothing_done
 from bilevel.problems import Problem, validate
 from bilevel.solvers import default_solver
-from bilevel.status import SolveInfo, Status, code, first_failure, is_failure
+from bilevel.status import SolveInfo, Status, code, is_failure
 
 Tree = Any
 
 MAX_PASSES = 24
+VANISHING = 100.0  # a gradient below so many times its own rounding error is zero for all that can be known
 PROBE_RTOL = 0.03  # the probe has seen every direction that holds a thousandth of a random vector's energy
 DENSE_PROBE = 300  # nonsymmetric systems up to this size are probed by a dense factorization
 
@@ -73,10 +74,9 @@ class Automatic:
     ) -> Hypergradient:
         """All passes in one program, for use inside transformations."""
         at = Instance(problem, lam, lower_data, upper_data)
-        cold = v0 is None
-        state = _begin(self, at, w0, tree.zeros_like(w0) if cold else v0)
+        state = _begin(self, at, w0, tree.zeros_like(w0) if v0 is None else v0)
         state = jax.lax.while_loop(lambda s: s.running, lambda s: _advance(self, at, s), state)
-        return _finish(self, at, state, cold)
+        return _finish(self, at, state, probe=v0 is None)
 
     def staged(
         self, problem: Problem, lam: Tree, w0: Tree, v0: Tree | None, lower_data: Tree, upper_data: Tree
@@ -84,10 +84,9 @@ class Automatic:
         """The same passes as separately compiled stages under a loop on the host."""
         at = Instance(problem, lam, lower_data, upper_data)
         state = _begin_compiled(self, at, w0, tree.zeros_like(w0) if v0 is None else v0)
-        cold = bool(state.cold)
         while state.running:
             state = _advance_compiled(self, at, state)
-        return _finish_compiled(self, at, state, cold)
+        return _finish_compiled(self, at, state, probe=bool(state.cold & state.solved))
 
 
 class Passes(NamedTuple):
@@ -100,13 +99,18 @@ class Passes(NamedTuple):
     error: Float[Array, ""]
     at_rounding: Bool[Array, ""]  # the error is no larger than rounding makes it
     rtol: Float[Array, ""]  # of the next linear solves
-    count: Int[Array, ""]
+    passes: Int[Array, ""]
     stalls: Int[Array, ""]  # passes in a row that did not halve the error
     lower: SolveInfo
     adjoint: SolveInfo
     error_info: SolveInfo
     running: Bool[Array, ""]
     cold: Bool[Array, ""]  # the adjoint started from zero
+
+    @property
+    def solved(self) -> Bool[Array, ""]:
+        """Whether the last linear solves reached what was asked of them, so that the error can be trusted."""
+        return (self.error_info.status == Status.OK) & jnp.isfinite(self.error)
 
 
 def _begin(method: Automatic, at: Instance, w0: Tree, v0: Tree) -> Passes:
@@ -122,8 +126,8 @@ def _begin(method: Automatic, at: Instance, w0: Tree, v0: Tree) -> Passes:
     return Passes(
         w=w, v=v0, grad=tree.zeros_like(at.lam), scale=infinite, error=infinite,
         at_rounding=jnp.asarray(False), rtol=_solve_rtol(jnp.where(cold, 0.1 * method.tol, LOOSE), w0),
-        count=jnp.asarray(0), stalls=jnp.asarray(0), lower=lower, adjoint=nothing_done(w0), error_info=nothing_done(w0),
-        running=~is_failure(lower.status), cold=cold,
+        passes=jnp.asarray(0), stalls=jnp.asarray(0), lower=lower, adjoint=nothing_done(w0),
+        error_info=nothing_done(w0), running=~is_failure(lower.status), cold=cold,
     )  # fmt: skip
 
 
@@ -142,11 +146,11 @@ def _advance(method: Automatic, at: Instance, s: Passes) -> Passes:
     stalls = jnp.where(error > 0.5 * s.error, s.stalls + 1, 0)
     lower, adjoint = s.lower.then(step.lower), s.adjoint.then(step.adjoint)
     within = True if method.max_matvecs is None else lower.matvecs + adjoint.matvecs < method.max_matvecs
-    promising = (stalls < 3) & (s.count + 1 < MAX_PASSES) & jnp.isfinite(error)
+    promising = (stalls < 3) & (s.passes + 1 < MAX_PASSES) & jnp.isfinite(error)
     go_on = ~enough & ~failed & within & promising
     judged = s._replace(
         grad=result.grad, scale=result.scale, error=error, at_rounding=_at_rounding(s.w, step, error, result.scale),
-        count=s.count + 1, stalls=stalls, running=go_on,
+        passes=s.passes + 1, stalls=stalls, running=go_on,
     )  # fmt: skip
     taken = judged._replace(
         w=tree.add(s.w, step.dw), v=tree.add(s.v, step.dv), rtol=_solve_rtol(method.tol * size / error, s.w),
@@ -155,21 +159,20 @@ def _advance(method: Automatic, at: Instance, s: Passes) -> Passes:
     return tree.where(go_on, taken, judged._replace(error_info=solved))
 
 
-def _finish(method: Automatic, at: Instance, s: Passes, cold: bool) -> Hypergradient:
-    """The answer with its verdict; that of a cold start is probed."""
-    spent = s.error_info.then(_probe(at, s.w)) if cold else s.error_info
+def _finish(method: Automatic, at: Instance, s: Passes, *, probe: bool) -> Hypergradient:
+    """The answer with its verdict, after a probe where it is asked for."""
+    spent = s.error_info.then(_probe(at, s.w)) if probe else s.error_info
     unsolved = spent.status <= Status.STAGNATED
     h = conclude(
         at.problem, "the automatic method", grad=s.grad, scale=s.scale,
         value=at.problem.upper(s.w, at.lam, at.upper_data), w=s.w, v=s.v, lower=s.lower, adjoint=s.adjoint,
         error=s.error, error_info=replace(spent, status=jnp.where(unsolved, code(Status.OK), spent.status)),
     )  # fmt: skip
-    solved = s.error_info.status == Status.OK
-    met = solved & accepts(h.error, tree.norm(h.grad), h.scale, method.tol, method.atol)
+    met = s.solved & accepts(h.error, tree.norm(h.grad), h.scale, method.tol, method.atol)
     # A gradient that vanishes has no relative accuracy; that it is zero to rounding is all that can be said.
-    zero = s.at_rounding & (s.stalls > 0) & (h.error >= 0.5 * tree.norm(h.grad))
-    unmet = ~met & ~zero & ~is_failure(h.status)
-    return replace(h, status=jnp.where(unmet, code(Status.TOLERANCE_UNMET), h.status))
+    vanishing = s.at_rounding & (s.stalls > 0) & (tree.norm(h.grad) <= VANISHING * h.error)
+    verdict = jnp.where(vanishing, code(Status.UNRESOLVED), code(Status.TOLERANCE_UNMET))
+    return replace(h, status=jnp.where(met | is_failure(h.status), h.status, verdict))
 
 
 def _probe(at: Instance, w: Tree) -> SolveInfo:
@@ -206,4 +209,4 @@ def _solve_rtol(rtol: Any, w: Tree) -> Float[Array, ""]:
 
 _begin_compiled = jax.jit(_begin)
 _advance_compiled = jax.jit(_advance)
-_finish_compiled = jax.jit(_finish, static_argnames="cold")
+_finish_compiled = jax.jit(_finish, static_argnames="probe")

@@ -219,7 +219,8 @@ def _require_like_w(name: str, function: Function, w: Tree, lam: Tree, data: Tre
     out = jax.eval_shape(function, w, lam, data)
     if jax.tree.structure(out) != jax.tree.structure(w):
         raise ProblemError(
-            f"{name} must return the structure of w0, {jax.tree.structure(w)}, but it returned {jax.tree.structure(out)}."
+            f"{name} must return the structure of w0, {jax.tree.structure(w)}, "
+            f"but it returned {jax.tree.structure(out)}."
         )
     for (path, have), want in zip(jax.tree_util.tree_leaves_with_path(out), jax.tree.leaves(w), strict=True):
         if (have.shape, have.dtype) != (jnp.shape(want), jnp.result_type(want)):

@@ -102,7 +102,7 @@ class SolveInfo:
         return replace(self, matvecs=self.matvecs + matvecs)
 
     def then(self, later: "SolveInfo") -> "SolveInfo":
-        """This solve and a later one of the same unknown: costs add up, the residual is the later one's."""
+        """Join this solve and a later one of the same unknown: costs add up, the residual is the later one's."""
         status = first_failure(self.status, later.status)
         return SolveInfo(self.steps + later.steps, self.matvecs + later.matvecs, later.residual_norm, status)
 
@@ -121,7 +121,9 @@ def first_failure(*statuses: Int[Array, ""]) -> Int[Array, ""]:
     """The first failure in causal order, else the gravest of what remains."""
     result = statuses[-1]
     for status in reversed(statuses[:-1]):
-        result = jnp.where(is_failure(status), status, jnp.where(is_failure(result), result, jnp.maximum(status, result)))
+        result = jnp.where(
+            is_failure(status), status, jnp.where(is_failure(result), result, jnp.maximum(status, result))
+        )
     return result
 
 

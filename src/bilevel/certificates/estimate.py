@@ -7,7 +7,6 @@ the residual, so the solves stop when the solution has settled.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -94,6 +93,8 @@ def distance_to_hypergradient(at: Instance, w: Tree, grad: Tree) -> tuple[Float[
 
     zero, nothing = jnp.asarray(0), jnp.zeros((), tree.dtype(w))
     unknown = jnp.asarray(jnp.inf, tree.dtype(grad))
-    start = _Reference(w, tree.zeros_like(w), jnp.zeros_like(unknown), unknown, SolveInfo(zero, zero, nothing, code(Status.OK)))
+    start = _Reference(
+        w, tree.zeros_like(w), jnp.zeros_like(unknown), unknown, SolveInfo(zero, zero, nothing, code(Status.OK))
+    )
     end = bounded_while(unfinished, body, start, 16)
     return end.distance, end.v, end.info

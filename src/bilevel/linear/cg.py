@@ -184,9 +184,7 @@ def _refined(A, b, x, r, matvecs, precondition, target, settle, steps) -> tuple[
         status = jnp.where(run.status == Status.OK, _rounds_status(norm_r, target, stalled), run.status)
         return _Rounds(x, r, norm_r, s.steps + run.step, s.matvecs + run.step + 1, status)
 
-    end = bounded_while(
-        lambda s: (s.status == running) & (s.steps < steps), one_round, state, MAX_ROUNDS
-    )
+    end = bounded_while(lambda s: (s.status == running) & (s.steps < steps), one_round, state, MAX_ROUNDS)
     status = jnp.where((end.status == running) & (end.steps < steps), code(Status.STAGNATED), end.status)
     return end.x, SolveInfo(end.steps, end.matvecs, end.residual_norm, status)
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from bilevel import tree
 from bilevel.linear.operator import LinearOperator
 from bilevel.status import SolveInfo, Status, code
 
@@ -49,8 +48,9 @@ class Dense:
         x = solve(rhs)
         x = x + solve(rhs - M @ x)
         residual = rhs - M @ x
-        status = jnp.where(_inverse_norm(solve, M) * _max_norm(M) * jnp.finfo(M.dtype).eps < 1, 
-                           code(Status.OK), code(Status.SINGULAR))
+        status = jnp.where(
+            _inverse_norm(solve, M) * _max_norm(M) * jnp.finfo(M.dtype).eps < 1, code(Status.OK), code(Status.SINGULAR)
+        )
         status = jnp.where(definite, status, code(Status.NEGATIVE_CURVATURE))
         status = jnp.where(jnp.isfinite(M).all() & jnp.isfinite(rhs).all(), status, code(Status.NONFINITE))
         n = jnp.asarray(rhs.size)
@@ -62,7 +62,7 @@ def _factorize(M: Float[Array, "n n"], definite: bool):
     if not definite:
         factors = jax.scipy.linalg.lu_factor(M)
         return lambda y: jax.scipy.linalg.lu_solve(factors, y), jnp.asarray(True)
-    shift = len(M) * jnp.finfo(M.dtype).eps * _max_norm(M)
+    shift = len(M) * jnp.finfo(M.dtype).eps * _max_norm(M) + jnp.finfo(M.dtype).tiny
     # Definite up to rounding: a singular matrix is told apart from an indefinite one.
     definite_up_to_rounding = jnp.isfinite(jnp.linalg.cholesky(M + shift * jnp.eye(len(M), dtype=M.dtype))).all()
     factors = jax.scipy.linalg.lu_factor(M)

@@ -75,11 +75,11 @@ class GMRES:
             x = tree.add(s.x, dx)
             r = tree.sub(b, A.mv(x))
             norm_r = tree.norm(r)
-            better = norm_r < 0.99 * s.residual_norm
+            better = (norm_r < 0.99 * s.residual_norm) | (norm_r <= target)
             # A cycle that made things worse (a singular system, or rounding) is not taken.
             x, r = tree.where(better, (x, r), (s.x, s.r))
             failed = jnp.where(singular, code(Status.SINGULAR), code(Status.STAGNATED))
-            status = jnp.where(better | (norm_r <= target), running, failed)
+            status = jnp.where(better, running, failed)
             status = jnp.where(jnp.isfinite(norm_r) | singular, status, code(Status.NONFINITE))
             return _Cycles(
                 x, r, jnp.where(better, norm_r, s.residual_norm), s.steps + taken, s.matvecs + taken + 1, status

@@ -39,17 +39,21 @@ class LinearOperator:
     step: Any = None
 
     @property
-    def T(self) -> "LinearOperator":
+    def T(self) -> "LinearOperator":  # noqa: N802 - the letter of the mathematics
         """``A^T``."""
         return self if self.symmetric else replace(self, mv=self.mv_transpose, mv_transpose=self.mv)
 
     def dense(self, like: Tree) -> Float[Array, "n n"]:
         """The matrix itself, by one block of n products with the unit vectors of the space of ``like``."""
         flat, unravel = ravel_pytree(like)
-        return jax.vmap(lambda e: ravel_pytree(self.mv(unravel(e)))[0], out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
+        return jax.vmap(lambda e: ravel_pytree(self.mv(unravel(e)))[0], out_axes=1)(
+            jnp.eye(flat.size, dtype=flat.dtype)
+        )
 
 
-def from_matrix(A: Float[Array, "n n"], *, symmetric: bool = False, definite: bool = False, step: Any = None) -> LinearOperator:
+def from_matrix(
+    A: Float[Array, "n n"], *, symmetric: bool = False, definite: bool = False, step: Any = None
+) -> LinearOperator:
     """Operator of an explicit matrix."""
     return LinearOperator(lambda x: A @ x, lambda x: A.T @ x, symmetric, definite, step)
 

@@ -66,7 +66,7 @@ class Richardson:
         x, r, matvecs = start(A, b, x0)
         b_norm = tree.norm(b)
         target = (default_rtol(b) if rtol is None else rtol) * b_norm
-        limit = b_norm / tree.eps(b)
+        limit = b_norm / tree.eps(b) ** 0.5  # beyond it the iteration diverges
 
         def unfinished(s: _Run):
             return jnp.isfinite(s.residual_norm) & (budget | ((s.residual_norm > target) & (s.residual_norm <= limit)))

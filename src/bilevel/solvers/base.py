@@ -82,7 +82,7 @@ def with_step(lower: Lower, lam: Tree, w0: Tree, data: Tree, step: Any) -> tuple
     lam, w0 = jax.lax.stop_gradient((lam, w0))
     _, A = lower.linearize(w0, lam, data)
     largest, matvecs = largest_eigenvalue(A, w0)
-    return replace(lower, step=1 / largest), matvecs + 1
+    return replace(lower, step=1 / jnp.abs(largest)), matvecs + 1  # a negative step would climb to a maximum
 
 
 def forcing(norm_F: Any, last_norm: Any, model_norm: Any, step_norm: Any, wished_step: Any) -> Float[Array, ""]:

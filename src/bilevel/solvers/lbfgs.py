@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from bilevel import tree
 from bilevel.loops import bounded_while
@@ -54,11 +54,16 @@ class LBFGS:
         rtol = default_rtol(w0) if rtol is None else rtol
         optimizer = optax.lbfgs(memory_size=self.memory)
 
+        value0, g0 = jax.value_and_grad(lower.function)(w0, lam, data)
+        # In units of the first gradient: the first step and its search depend on the scale of the loss.
+        norm_g0 = tree.norm(g0)
+        unit = jnp.where(norm_g0 > 0, norm_g0, 1.0)
+
         def loss(w):
-            return lower.function(w, lam, data)
+            return lower.function(w, lam, data) / unit
 
         def body(s: _Run) -> _Run:
-            value, g = optax.value_and_grad_from_state(loss)(s.w, state=s.state)
+            value, g = (optax.tree_utils.tree_get(s.state, name) for name in ("value", "grad"))
             updates, state = optimizer.update(g, s.state, s.w, value=value, grad=g, value_fn=loss)
             w = optax.apply_updates(s.w, updates)
             search = optax.tree_utils.tree_get(state, "info")
@@ -66,12 +71,15 @@ class LBFGS:
             small = step_norm <= rtol * scale(w, w0)
             # A failed search returns a tiny step too; it counts as the end only where the gradient is zero.
             honest = (search.decrease_error <= 0) | (tree.norm(g) == 0)
-            status = jnp.where(small & (not budget), jnp.where(honest, code(Status.OK), code(Status.NO_DESCENT)), code(RUNNING))
+            status = jnp.where(
+                small & (not budget), jnp.where(honest, code(Status.OK), code(Status.NO_DESCENT)), code(RUNNING)
+            )
             status = jnp.where(tree.all_finite(w), status, code(Status.NONFINITE))
             evaluations = s.matvecs + search.num_linesearch_steps
             return _Run(w, state, s.step + 1, evaluations, status)
 
-        start = _Run(w0, optimizer.init(w0), jnp.asarray(0), jnp.asarray(1), code(RUNNING))
+        state = optax.tree_utils.tree_set(optimizer.init(w0), value=value0 / unit, grad=tree.scale(1 / unit, g0))
+        start = _Run(w0, state, jnp.asarray(0), jnp.asarray(1), code(RUNNING))
         run = bounded_while(lambda s: s.status == RUNNING, body, start, MAX_STEPS if steps is None else steps)
         F = lower.residual(run.w, lam, data)
         status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)

@@ -61,7 +61,6 @@ class NewtonCG:
         return run.w, SolveInfo(run.step, run.matvecs + 1, tree.norm(F), status)
 
 
-
 class _Run(NamedTuple):
     w: Tree
     loss: Float[Array, ""]
@@ -91,11 +90,10 @@ def _minimize(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: i
         alpha, value, trials = backtrack(loss, s.w, p, decreases(s.loss, jnp.minimum(slope, 0.0)))
         step_norm = tree.norm(p)
         w = tree.where(alpha > 0, tree.axpy(alpha, p, s.w), s.w)
-        reached = (alpha == 1) & (step_norm <= rtol * scale(w, w0)) & (cg.status == Status.OK)
-        status = jnp.where(reached & (not budget), code(Status.OK), code(RUNNING))
-        # Without descent: at the bottom to rounding this is what a step looks like, else a failure.
-        stuck = jnp.where(step_norm <= rtol * scale(w, w0), code(Status.OK), code(Status.NO_DESCENT))
-        status = jnp.where(alpha > 0, status, stuck)
+        # A short Newton step says that w is this close, whether or not rounding lets the loss fall along it.
+        reached = (step_norm <= rtol * scale(w, w0)) & (cg.status == Status.OK)
+        status = jnp.where((alpha > 0) | reached, code(RUNNING), code(Status.NO_DESCENT))
+        status = jnp.where(reached & (not budget), code(Status.OK), status)
         status = jnp.where(jnp.isfinite(norm_g) & jnp.isfinite(s.loss), status, code(Status.NONFINITE))
         matvecs = s.matvecs + 1 + cg.step + trials
         value = jnp.where(alpha > 0, value, s.loss)

@@ -65,7 +65,6 @@ class NewtonKrylov:
         return run.w, SolveInfo(picard.steps + run.step, matvecs, tree.norm(F), status)
 
 
-
 def _picard(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any) -> tuple[Tree, SolveInfo]:
     """The end of a short Picard run, or ``w0`` where that has the smaller residual."""
     lower, estimate = with_step(lower, lam, w0, data, None)
@@ -77,7 +76,7 @@ def _picard(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any) -> tuple[T
 
 class _Run(NamedTuple):
     w: Tree
-    norm_F: Float[Array, ""]
+    residual_norm: Float[Array, ""]
     model_norm: Float[Array, ""]
     step_norm: Float[Array, ""]
     step: Int[Array, ""]
@@ -92,7 +91,7 @@ def _newton(lower: Lower, lam, w: Tree, w0: Tree, data, rtol, steps: int, budget
     def body(s: _Run) -> _Run:
         F, A = lower.linearize(s.w, lam, data)
         norm_F = tree.norm(F)
-        eta = forcing(norm_F, s.norm_F, s.model_norm, s.step_norm, rtol * scale(s.w, w0))
+        eta = forcing(norm_F, s.residual_norm, s.model_norm, s.step_norm, rtol * scale(s.w, w0))
         p, linear = GMRES()(A, tree.neg(F), rtol=eta, steps=2 * tree.size(F) + 50)
         step_norm = tree.norm(p)
         last = step_norm <= rtol * scale(s.w, w0)

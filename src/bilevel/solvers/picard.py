@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
 from bilevel.loops import bounded_while
@@ -14,6 +14,8 @@ from bilevel.solvers.base import MAX_STEPS, default_rtol, scale, with_step
 from bilevel.status import ProblemError, SolveInfo, Status, code
 
 Tree = Any
+
+FALLEN = 0.9  # part of the first residual that no longer counts as the residual of a drift
 
 
 @jax.tree_util.register_dataclass
@@ -65,11 +67,14 @@ class Picard:
         steps = self.steps if steps is None else steps
         budget = rtol is None and steps is not None
         rtol = default_rtol(w0) if rtol is None else rtol
-        run = _iterate(lower, lam, w0, data, rtol, MAX_STEPS if steps is None else steps, budget)
-        reached = run.residual_norm <= rtol * scale(run.w, w0)
+        run, first = _iterate(lower, lam, w0, data, rtol, MAX_STEPS if steps is None else steps, budget)
+        reached = _reached(run, first, rtol, w0)
         status = jnp.where(budget | reached, code(Status.OK), code(Status.MAX_STEPS))
+        status = jnp.where(run.residual_norm > first / tree.eps(w0) ** 0.5, code(Status.DIVERGED), status)
         finite = tree.all_finite((run.w, run.mapped))
-        status = jnp.where(finite, status, jnp.where(run.step > 0, code(Status.DIVERGED), code(Status.NONFINITE)))
+        status = jnp.where(
+            finite, status, jnp.where(jnp.isfinite(first), code(Status.DIVERGED), code(Status.NONFINITE))
+        )
         residual_norm = run.residual_norm / lower.map_step
         return run.w, SolveInfo(run.step, run.step + 1 + estimate, residual_norm, status)
 
@@ -120,18 +125,26 @@ class _Run(NamedTuple):
     step: Int[Array, ""]
 
 
-def _iterate(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: Any, budget: bool) -> _Run:
-    """Iterate the map until its residual is small, or exactly ``steps`` times on a budget."""
+def _iterate(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: int, budget: bool) -> tuple[_Run, Any]:
+    """Iterate the map until its residual is small, or exactly ``steps`` times; also the residual at the start."""
 
     def at(w: Tree, step) -> _Run:
         mapped = lower.map(w, lam, data)
         return _Run(w, mapped, tree.norm(tree.sub(mapped, w)), step)
 
-    if budget:
-        w = jax.lax.fori_loop(0, steps, lambda _, w: lower.map(w, lam, data), w0)
-        return at(w, jnp.asarray(steps))
+    start = at(w0, jnp.asarray(0))
+    if budget and steps > 0:
+        w = jax.lax.fori_loop(1, steps, lambda _, w: lower.map(w, lam, data), start.mapped)
+        return at(w, jnp.asarray(steps)), start.residual_norm
 
     def unfinished(run: _Run):
-        return (run.residual_norm > rtol * scale(run.w, w0)) & tree.all_finite(run.mapped)
+        return ~_reached(run, start.residual_norm, rtol, w0) & tree.all_finite(run.mapped)
 
-    return bounded_while(unfinished, lambda run: at(run.mapped, run.step + 1), at(w0, jnp.asarray(0)), steps)
+    run = bounded_while(unfinished, lambda run: at(run.mapped, run.step + 1), start, steps)
+    return run, start.residual_norm
+
+
+def _reached(run: _Run, first: Any, rtol: Any, w0: Tree) -> Bool[Array, ""]:
+    """Whether the residual is small; where ``w`` merely grows (``w + 1``) it is so only relative to ``w``."""
+    fallen = (run.step == 0) | (run.residual_norm < FALLEN * first)
+    return fallen & (run.residual_norm <= rtol * scale(run.w, w0))
