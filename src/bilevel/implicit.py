@@ -40,7 +40,8 @@ class Implicit:
             return w
         if self.on_failure == "raise" and not isinstance(info.status, Tracer):
             raise_if_failed(info, "Lower-level solve")
-        return tree.where(is_failure(info.status), tree.fill(w, jnp.nan), w)
+        # A factor, where a choice would leave NaN without derivative: that of a constant, zero.
+        return tree.scale(jnp.where(is_failure(info.status), jnp.nan, 1.0), w)
 
     def info(self, lam: Tree, w0: Tree, data: Tree = None) -> SolveInfo:
         """What the lower-level solve does at these arguments."""
@@ -116,7 +117,9 @@ def _implicit_solve(lower: Lower, solver, linear_solver, rtol, lam, w0, data, *,
 
     def linear_solve(mv, b):
         """``A^{-1} b``; also ``A^{-T} b``, with the product that comes in."""
-        A = LinearOperator(mv, mv, symmetric=lower.symmetric, definite=lower.kind == "minimization")
+        minimization = lower.kind == "minimization"
+        step = lower.step if minimization else 1.0
+        A = LinearOperator(mv, mv, symmetric=lower.symmetric, definite=minimization, step=step)
         x, info = linear_solver(A, b, rtol=rtol)
         return tree.where(is_failure(info.status) & poison, tree.fill(x, jnp.nan), x)
 

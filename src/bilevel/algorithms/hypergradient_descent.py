@@ -50,6 +50,9 @@ class HypergradientDescent:
         Relative accuracy of each hypergradient; a given ``method`` is held to it only where it is given.
         Default for the automatic method 1e-2, which a descent direction does not notice.
 
+    warm_start
+        Whether the solvers start from the last ``w`` and ``v``; else from ``w0`` and zero at every step.
+
     Notes
     -----
     The projected gradient is ``lam - P(lam - grad)``: the gradient itself without a projection, and zero exactly
@@ -60,6 +63,7 @@ class HypergradientDescent:
     method: Any = None
     projection: Callable[[Tree], Tree] | None = field(default=None, metadata={"static": True})
     tol: Any = None
+    warm_start: bool = field(default=True, metadata={"static": True})
 
     def init(self, lam0: Tree, w0: Tree) -> DescentState:
         """State at ``lam0``; the adjoint starts from zero."""
@@ -84,6 +88,7 @@ def _move(algorithm: HypergradientDescent, state: DescentState, h: Hypergradient
     updates, optimizer = algorithm.optimizer.update(h.grad, state.optimizer, state.lam)
     project = algorithm.projection or (lambda lam: lam)
     lam = project(optax.apply_updates(state.lam, updates))
-    moved = tree.where(is_failure(h.status), state, DescentState(lam, h.w, h.v, optimizer))
+    starts = (h.w, h.v) if algorithm.warm_start else (state.w, state.v)
+    moved = tree.where(is_failure(h.status), state, DescentState(lam, *starts, optimizer))
     projected_gradient = tree.sub(state.lam, project(tree.sub(state.lam, h.grad)))
     return moved, DescentInfo(h, tree.norm(h.grad if algorithm.projection is None else projected_gradient))

@@ -20,7 +20,8 @@ from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
 
-LOOSE = 0.1  # relative residual, and relative growth of the solution, of the estimating solves
+LOOSE = 0.03  # relative residual, and relative growth of the solution, of the estimating solves with CG
+LOOSE_GMRES = 0.01  # relative residual with GMRES, whose solution is not formed before the end
 FEWEST_STEPS = 4  # given to each estimating solve however small the budget
 OVERHEAD = 2  # products of a correction besides its solves
 RESOLVED = 0.1  # relative error up to which the first-order estimate is a number, above it a flag
@@ -30,7 +31,7 @@ def loose_solve(A: LinearOperator, b: Tree, rtol: Any = LOOSE, steps: Any = None
     """Solve ``A x = b`` so that the norm of x is about right: CG for symmetric operators, GMRES for others."""
     steps = 10 * tree.size(b) + 100 if steps is None else steps
     if not A.symmetric:
-        return GMRES()(A, b, rtol=rtol, steps=steps)
+        return GMRES()(A, b, rtol=jnp.minimum(rtol, LOOSE_GMRES), steps=steps)
     run = run_cg(A, b, lambda r: r, rtol * tree.norm(b), LOOSE, steps)
     return run.x, SolveInfo(run.step, run.step, run.residual_norm, run.status)
 

@@ -25,7 +25,8 @@ class GMRES:
     Parameters
     ----------
     steps
-        Arnoldi steps in all. Without ``rtol`` exactly so many run; with it, at most (default ``10 n + 100``).
+        Arnoldi steps in all. Without ``rtol`` exactly so many run, fewer where rounding ends the progress; with
+        it, at most (default ``10 n + 100``).
     rtol
         Stop at ``norm(b - A x) <= rtol * norm(b)``, checked on the true residual. Default, where ``steps`` is
         not given either: the square root of machine epsilon.

@@ -15,6 +15,8 @@ from bilevel.status import SolveInfo, Status, code, first_failure, is_failure, r
 
 Tree = Any
 
+ROUNDING = 100.0  # errors below so many eps of the gradient's terms are rounding
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ def conclude(
     error_info: SolveInfo,
 ) -> Hypergradient:
     """Assemble the result; the status is the first failure in causal order, and saddles are called so."""
+    if error is not None:
+        # An estimate cut short by its budget may be too small, but not where it is rounding already.
+        rounding = (error_info.status == Status.UNRESOLVED) & (error <= ROUNDING * tree.eps(grad) * scale)
+        error_info = replace(error_info, status=jnp.where(rounding, code(Status.OK), error_info.status))
     statuses = [as_saddle(problem, info.status) for info in (lower, adjoint, error_info)]
     finite = jnp.where(tree.all_finite((grad, value)), code(Status.OK), code(Status.NONFINITE))
     nan = jnp.asarray(jnp.nan, tree.dtype(grad))

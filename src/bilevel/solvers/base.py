@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from bilevel import tree
 from bilevel.linear.spectral import largest_eigenvalue
@@ -16,6 +16,7 @@ Tree = Any
 
 MAX_STEPS = 10_000  # of first-order solvers that were given a tolerance but no budget
 RUNNING = Status.MAX_STEPS  # what a run has come to if its loop ends first
+FALLEN = 0.9  # part of the first residual above which a later one is that of a drift
 FIRST_FORCING = 0.3  # tolerance of the first linear solve of a Newton method, and the loosest
 
 
@@ -63,6 +64,15 @@ def scale(w: Tree, w0: Tree) -> Float[Array, ""]:
     """``max(norm(w), norm(w0))``, what a relative tolerance is relative to; never exactly zero."""
     floor = jnp.sqrt(jnp.finfo(tree.dtype(w)).tiny)
     return jnp.maximum(jnp.maximum(tree.norm(w), tree.norm(w0)), floor)
+
+
+def fallen(norm: Any, first: Any, step: Any) -> Bool[Array, ""]:
+    """Whether a residual has fallen since the first step.
+
+    Where ``w`` merely drifts away (``w + 1``, an unbounded loss) its steps become small relative to ``w``, without
+    coming closer to anything.
+    """
+    return (step == 0) | (norm < FALLEN * first)
 
 
 def default_rtol(w: Tree) -> float:

@@ -1,5 +1,6 @@
 """L-BFGS for minimizations, on optax."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Int
 from bilevel import tree
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import MAX_STEPS, RUNNING, default_rtol, scale
+from bilevel.solvers.base import MAX_STEPS, RUNNING, default_rtol, fallen, scale
 from bilevel.status import ProblemError, SolveInfo, Status, code
 
 Tree = Any
@@ -34,7 +35,8 @@ class LBFGS:
 
     Notes
     -----
-    Cost: one matvec per evaluation of loss and gradient, and one for the residual of the value returned.
+    Cost: one matvec per evaluation of loss and gradient, one for the curvature along the first gradient and one
+    for the residual of the value returned.
     Statuses: ``MAX_STEPS``, ``NO_DESCENT``, ``NONFINITE``.
     """
 
@@ -53,11 +55,7 @@ class LBFGS:
         budget = rtol is None and steps is not None
         rtol = default_rtol(w0) if rtol is None else rtol
         optimizer = optax.lbfgs(memory_size=self.memory)
-
-        value0, g0 = jax.value_and_grad(lower.function)(w0, lam, data)
-        # In units of the first gradient: the first step and its search depend on the scale of the loss.
-        norm_g0 = tree.norm(g0)
-        unit = jnp.where(norm_g0 > 0, norm_g0, 1.0)
+        value0, g0, unit = _start(lambda w: lower.function(w, lam, data), w0)
 
         def loss(w):
             return lower.function(w, lam, data) / unit
@@ -68,7 +66,8 @@ class LBFGS:
             w = optax.apply_updates(s.w, updates)
             search = optax.tree_utils.tree_get(state, "info")
             step_norm = tree.norm(updates)
-            small = step_norm <= rtol * scale(w, w0)
+            first = tree.norm(g0) / unit
+            small = (step_norm <= rtol * scale(w, w0)) & fallen(tree.norm(g), first, s.step)
             # A failed search returns a tiny step too; it counts as the end only where the gradient is zero.
             honest = (search.decrease_error <= 0) | (tree.norm(g) == 0)
             status = jnp.where(
@@ -79,7 +78,7 @@ class LBFGS:
             return _Run(w, state, s.step + 1, evaluations, status)
 
         state = optax.tree_utils.tree_set(optimizer.init(w0), value=value0 / unit, grad=tree.scale(1 / unit, g0))
-        start = _Run(w0, state, jnp.asarray(0), jnp.asarray(1), code(RUNNING))
+        start = _Run(w0, state, jnp.asarray(0), jnp.asarray(2), code(RUNNING))
         run = bounded_while(lambda s: s.status == RUNNING, body, start, MAX_STEPS if steps is None else steps)
         F = lower.residual(run.w, lam, data)
         status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
@@ -93,3 +92,16 @@ class _Run(NamedTuple):
     step: Int[Array, ""]
     matvecs: Int[Array, ""]
     status: Int[Array, ""]
+
+
+def _start(loss: Callable[[Tree], Any], w0: Tree) -> tuple[Any, Tree, Any]:
+    """Loss and gradient at ``w0`` and the curvature along the gradient, the unit in which the loss is measured.
+
+    The search begins with the gradient as its step: in this unit that is Cauchy's step, whatever the scale of the
+    loss, and a short one at the solution.
+    """
+    value, g = jax.value_and_grad(loss)(w0)
+    norm_g = tree.norm(g)
+    direction = tree.scale(1 / jnp.where(norm_g > 0, norm_g, 1.0), g)
+    curvature = jnp.abs(tree.dot(direction, jax.jvp(jax.grad(loss), (w0,), (direction,))[1]))
+    return value, g, jnp.where(curvature == 0, 1.0, curvature)

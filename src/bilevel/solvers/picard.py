@@ -10,12 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 from bilevel import tree
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import MAX_STEPS, default_rtol, scale, with_step
+from bilevel.solvers.base import MAX_STEPS, default_rtol, fallen, scale, with_step
 from bilevel.status import ProblemError, SolveInfo, Status, code
 
 Tree = Any
-
-FALLEN = 0.9  # part of the first residual that no longer counts as the residual of a drift
 
 
 @jax.tree_util.register_dataclass
@@ -65,16 +63,14 @@ class Picard:
         lower, estimate = self.prepare(lower, lam, w0, data)
         rtol = self.rtol if rtol is None else rtol
         steps = self.steps if steps is None else steps
-        budget = rtol is None and steps is not None
-        rtol = default_rtol(w0) if rtol is None else rtol
-        run, first = _iterate(lower, lam, w0, data, rtol, MAX_STEPS if steps is None else steps, budget)
-        reached = _reached(run, first, rtol, w0)
-        status = jnp.where(budget | reached, code(Status.OK), code(Status.MAX_STEPS))
-        status = jnp.where(run.residual_norm > first / tree.eps(w0) ** 0.5, code(Status.DIVERGED), status)
-        finite = tree.all_finite((run.w, run.mapped))
-        status = jnp.where(
-            finite, status, jnp.where(jnp.isfinite(first), code(Status.DIVERGED), code(Status.NONFINITE))
-        )
+        if rtol is None and steps is None:
+            rtol = default_rtol(w0)
+        run, first = _iterate(lower, lam, w0, data, rtol, MAX_STEPS if steps is None else steps)
+        reached = True if rtol is None else _reached(run, first, rtol, w0)
+        status = jnp.where(reached, code(Status.OK), code(Status.MAX_STEPS))
+        diverged = ~(run.residual_norm <= first / tree.eps(w0) ** 0.5)  # also where it is not finite
+        status = jnp.where(diverged, code(Status.DIVERGED), status)
+        status = jnp.where(jnp.isfinite(first), status, code(Status.NONFINITE))
         residual_norm = run.residual_norm / lower.map_step
         return run.w, SolveInfo(run.step, run.step + 1 + estimate, residual_norm, status)
 
@@ -125,26 +121,22 @@ class _Run(NamedTuple):
     step: Int[Array, ""]
 
 
-def _iterate(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: int, budget: bool) -> tuple[_Run, Any]:
-    """Iterate the map until its residual is small, or exactly ``steps`` times; also the residual at the start."""
+def _iterate(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: Any) -> tuple[_Run, Float[Array, ""]]:
+    """Iterate the map until its residual is small (``rtol`` None: never), also the residual at the start."""
 
     def at(w: Tree, step) -> _Run:
         mapped = lower.map(w, lam, data)
         return _Run(w, mapped, tree.norm(tree.sub(mapped, w)), step)
 
-    start = at(w0, jnp.asarray(0))
-    if budget and steps > 0:
-        w = jax.lax.fori_loop(1, steps, lambda _, w: lower.map(w, lam, data), start.mapped)
-        return at(w, jnp.asarray(steps)), start.residual_norm
-
     def unfinished(run: _Run):
-        return ~_reached(run, start.residual_norm, rtol, w0) & tree.all_finite(run.mapped)
+        finite = jnp.isfinite(run.residual_norm)
+        return finite if rtol is None else finite & ~_reached(run, start.residual_norm, rtol, w0)
 
+    start = at(w0, jnp.asarray(0))
     run = bounded_while(unfinished, lambda run: at(run.mapped, run.step + 1), start, steps)
     return run, start.residual_norm
 
 
-def _reached(run: _Run, first: Any, rtol: Any, w0: Tree) -> Bool[Array, ""]:
-    """Whether the residual is small; where ``w`` merely grows (``w + 1``) it is so only relative to ``w``."""
-    fallen = (run.step == 0) | (run.residual_norm < FALLEN * first)
-    return fallen & (run.residual_norm <= rtol * scale(run.w, w0))
+def _reached(run: _Run, first: Float[Array, ""], rtol: Any, w0: Tree) -> Bool[Array, ""]:
+    """Whether the residual is small, relative to ``w`` and not only because ``w`` drifts away."""
+    return fallen(run.residual_norm, first, run.step) & (run.residual_norm <= rtol * scale(run.w, w0))

@@ -1,0 +1,28 @@
+"""Model families, once: losses and maps, closed forms, and data of known conditioning.
+
+Every module is one family: ``loss`` (or ``fp_map``) and ``upper`` are functions of ``(w, lam, data)``,
+``problem()`` makes the :class:`bilevel.problems.Problem`, ``sample(seed, ...)`` draws an instance of it, and
+``solution`` and ``hypergradient`` are the closed forms where they exist. All losses are means over samples.
+"""
+
+from bilevel.models import (
+    affine,
+    biased_regularization,
+    equilibrium,
+    hyper_representation,
+    kernel_ridge,
+    logistic,
+    multinomial,
+    ridge,
+)
+
+__all__ = [
+    "affine",
+    "biased_regularization",
+    "equilibrium",
+    "hyper_representation",
+    "kernel_ridge",
+    "logistic",
+    "multinomial",
+    "ridge",
+]

@@ -1,0 +1,61 @@
+"""Binary logistic regression with one penalty, or one per feature."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from bilevel.models.samples import Instance, Samples, designs, floating, mean, penalties, quadratic, spectrum
+from bilevel.problems import Problem, minimization
+
+Penalties = Float[Array, ""] | Float[Array, " d"]
+
+
+def loss(w: Float[Array, " d"], lam: Penalties, data: Samples) -> Float[Array, ""]:
+    """``1/n sum_i psi(y_i x_i^T w) + 1/2 sum_j lam_j w_j^2``, ``psi(u) = log(1 + e^-u)``."""
+    return upper(w, lam, data) + quadratic(w, lam)
+
+
+def log_loss(w: Float[Array, " d"], lam: Penalties, data: Samples) -> Float[Array, ""]:
+    """:func:`loss` with the penalties ``exp(lam)``."""
+    return loss(w, jnp.exp(lam), data)
+
+
+def upper(w: Float[Array, " d"], _lam: Penalties, data: Samples) -> Float[Array, ""]:
+    """``1/n sum_i psi(y_i x_i^T w)``."""
+    return mean(jax.nn.softplus(-data.y * (data.X @ w)), data.weights)
+
+
+def problem(penalty: Literal["plain", "log"] = "plain") -> Problem:
+    """Tune the penalties, or their logarithms, of logistic regression on validation samples.
+
+    ``lam`` is a scalar or has one entry per feature; both data are :class:`~bilevel.models.samples.Samples`
+    with labels in {-1, +1}.
+
+    References
+    ----------
+    Grazzi, Franceschi, Pontil, Salzo (2020), arXiv 2006.16218, problem "LR".
+    """
+    return Problem(minimization(loss if penalty == "plain" else log_loss), upper)
+
+
+def sample(seed: int, n: int, d: int, condition: float = 10.0, dtype: Any = None) -> Instance:
+    """Random instance with n >= d training and n validation samples.
+
+    A has this condition number at ``w = 0``; at the solution, where ``psi''`` is smaller, at most four
+    times it.
+    """
+    rng = np.random.default_rng(seed)
+    lam = penalties(rng, d, condition)
+    gram = 4.0 * (spectrum(rng, d, condition) - np.diag(lam))  # psi''(0) = 1/4
+    w = rng.standard_normal(d)
+    w *= 1.5 / np.sqrt(w @ gram @ w)  # margins of variance 1.5^2, so that the classes overlap
+    lower_data, upper_data = (_labeled(rng, X, w, dtype) for X in designs(rng, n, gram))
+    return Instance(floating(lam, dtype), floating(np.zeros(d), dtype), lower_data, upper_data)
+
+
+def _labeled(rng: np.random.Generator, X: np.ndarray, w: np.ndarray, dtype: Any) -> Samples:
+    y = np.where(X @ w + rng.logistic(size=len(X)) > 0, 1.0, -1.0)
+    return Samples(floating(X, dtype), floating(y, dtype))

@@ -1,0 +1,22 @@
+"""Settings of the whole suite: its precision comes from the process, JAX_ENABLE_X64=1 or 0."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "float64: needs x64")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("float64") and not jax.config.jax_enable_x64:
+        pytest.skip("x64 is off")
+
+
+@pytest.fixture(scope="session")
+def dtype():
+    """The dtype that laws are held to in this process."""
+    return jnp.dtype(jnp.float64 if jax.config.jax_enable_x64 else jnp.float32)
