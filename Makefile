@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# Compiling is most of what the tests do; LLVM's optimizations would only slow that down.
+FAST_COMPILES := --xla_backend_optimization_level=0
+
 .PHONY: demo test lint bench clean
 
 $(VENV)/.cli: pyproject.toml
@@ -21,8 +24,8 @@ demo: $(VENV)/.cli
 
 # Two processes: float64 with every law, float32 as users run it (x64 off).
 test: $(VENV)/.dev
-	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n 2
-	JAX_ENABLE_X64=0 $(BIN)/python -m pytest -n 2 tests -m "not float64"
+	XLA_FLAGS=$(FAST_COMPILES) JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n 2
+	XLA_FLAGS=$(FAST_COMPILES) JAX_ENABLE_X64=0 $(BIN)/python -m pytest -n 2 tests -m "not float64"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -68,9 +68,9 @@ class Automatic:
         v0: Tree | None,
         lower_data: Tree,
         upper_data: Tree,
-        key: Array | None = None,  # noqa: ARG002 - nothing here is random
+        key: Array | None = None,
         *,
-        error: bool = True,  # noqa: ARG002 - the automatic method lives by its error
+        error: bool = True,
     ) -> Hypergradient:
         """All passes in one program, for use inside transformations."""
         at = Instance(problem, lam, lower_data, upper_data)

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from families import FAMILIES
 from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
 from bilevel.status import Status
+from families import FAMILIES
 
 CONDITION = 20.0
 
@@ -77,7 +77,7 @@ def test_agrees_with_exact_and_knows_its_error(family, name, oracle, dtype):
 @pytest.mark.parametrize("name", sorted(ONLY_SYMMETRIC))
 def test_minimization_methods_are_refused_on_maps(name, oracle):
     case, _ = oracle("affine")
-    with pytest.raises(bl.ProblemError, match="symmetric|minimization"):
+    with pytest.raises(bl.ProblemError, match=r"symmetric|minimization"):
         bl.hypergradient(*case[:3], lower_data=case.lower_data, upper_data=case.upper_data, method=tight(1e-6)[name])
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
-from families import FAMILIES, relative_distance
 
 import bilevel as bl
 from bilevel import models
+from families import FAMILIES, relative_distance
 
 pytestmark = pytest.mark.float64
 

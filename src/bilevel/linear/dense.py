@@ -35,11 +35,11 @@ class Dense:
         self,
         A: LinearOperator,
         b: Tree,
-        x0: Tree | None = None,  # noqa: ARG002 - part of the protocol, a direct solve has no start
+        x0: Tree | None = None,
         *,
-        preconditioner: Callable[[Tree], Tree] | None = None,  # noqa: ARG002
-        rtol: Any = None,  # noqa: ARG002
-        steps: Any = None,  # noqa: ARG002
+        preconditioner: Callable[[Tree], Tree] | None = None,
+        rtol: Any = None,
+        steps: Any = None,
     ) -> tuple[Tree, SolveInfo]:
         """Solve ``A x = b``; see :class:`~bilevel.linear.operator.LinearSolver`."""
         M = A.dense(b)

@@ -61,7 +61,7 @@ class AID:
         v0: Tree | None,
         lower_data: Tree,
         upper_data: Tree,
-        key: Array | None = None,  # noqa: ARG002 - part of the protocol, nothing here is random
+        key: Array | None = None,
         *,
         error: bool = True,
     ) -> Hypergradient:

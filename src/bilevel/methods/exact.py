@@ -40,12 +40,12 @@ class Exact:
         problem: Problem,
         lam: Tree,
         w0: Tree,
-        v0: Tree | None,  # noqa: ARG002 - a direct solve has no start
+        v0: Tree | None,
         lower_data: Tree,
         upper_data: Tree,
-        key: Array | None = None,  # noqa: ARG002 - nothing here is random
+        key: Array | None = None,
         *,
-        error: bool = True,  # noqa: ARG002 - the oracle always tells its error
+        error: bool = True,
     ) -> Hypergradient:
         """Compute the hypergradient; see :class:`~bilevel.methods.base.Method`."""
         at = Instance(problem, lam, lower_data, upper_data)

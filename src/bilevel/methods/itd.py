@@ -44,7 +44,7 @@ class ITD:
     steps: int | None = field(default=None, metadata={"static": True})
     truncate: int | None = field(default=None, metadata={"static": True})
 
-    def check(self, problem: Problem) -> None:  # noqa: ARG002 - any lower level can be iterated
+    def check(self, problem: Problem) -> None:
         """Refuse solvers that cannot be unrolled, and missing or inconsistent counts."""
         solver = self._iteration()
         if not hasattr(solver, "advance"):
@@ -69,10 +69,10 @@ class ITD:
         problem: Problem,
         lam: Tree,
         w0: Tree,
-        v0: Tree | None,  # noqa: ARG002 - part of the protocol, there is no adjoint system here
+        v0: Tree | None,
         lower_data: Tree,
         upper_data: Tree,
-        key: Array | None = None,  # noqa: ARG002 - nothing here is random
+        key: Array | None = None,
         *,
         error: bool = True,
     ) -> Hypergradient:

@@ -34,7 +34,7 @@ class Picard:
     Notes
     -----
     Cost: one matvec a step and one for the residual of the value returned. Statuses: ``MAX_STEPS``,
-    ``DIVERGED``, ``NONFINITE``; the last finite iterate is returned.
+    ``DIVERGED``, ``NONFINITE``; with a tolerance the last finite iterate is returned.
     """
 
     steps: int | None = field(default=None, metadata={"static": True})
