@@ -20,6 +20,10 @@ def distance(a, b):
     return norm(jax.tree.map(jnp.subtract, a, b))
 
 
+def spent(h):
+    return int(h.lower.matvecs + h.adjoint.matvecs + h.error_info.matvecs)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_meets_the_tolerance_from_cold_and_warm_starts(family, dtype):
     condition = CONDITIONS[dtype.name]
@@ -33,7 +37,7 @@ def test_meets_the_tolerance_from_cold_and_warm_starts(family, dtype):
         assert float(cold.relative_error) <= tol
         warm = bl.hypergradient(*case[:2], cold.w, v0=cold.v, tol=tol, **data)
         assert distance(warm.grad, exact.grad) <= tol * norm(exact.grad)
-        assert int(warm.lower.matvecs) < int(cold.lower.matvecs)
+        assert spent(warm) < spent(cold)
     again = bl.hypergradient(*case[:2], exact.w, v0=exact.v, tol=1e-2, **data)
     assert distance(again.grad, exact.grad) <= floor
     assert int(again.adjoint.matvecs) == 0

@@ -142,10 +142,13 @@ def run_cg(A, r0: Tree, precondition, target, settle, steps) -> CGRun:
 def _judge(curvature, pp, ApAp, largest, small) -> Int[Array, ""]:
     """Status after the product ``A p``: rounding makes ``p^T A p`` uncertain by ``eps |p| |A p|``.
 
-    A Rayleigh quotient below ``eps`` times the largest one met cannot be told from zero.
+    A Rayleigh quotient below ``eps`` times the largest one met cannot be told from zero. A semidefinite matrix
+    then has ``A p = 0`` (``|A p|^2 <= |A| p^T A p``); where it has not, the curvature is negative elsewhere.
     """
     noise = small * jnp.maximum(jnp.sqrt(pp) * jnp.sqrt(ApAp), pp * largest)
-    status = jnp.where(curvature < -noise, code(Status.NEGATIVE_CURVATURE), code(Status.SINGULAR))
+    in_kernel = ApAp <= small * pp * largest**2
+    negative = (curvature < -noise) | ~in_kernel
+    status = jnp.where(negative, code(Status.NEGATIVE_CURVATURE), code(Status.SINGULAR))
     status = jnp.where(curvature > noise, code(Status.OK), status)
     return jnp.where(jnp.isfinite(curvature), status, code(Status.NONFINITE))
 
