@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # Compiling is most of what the tests do; LLVM's optimizations would only slow that down.
-FAST_COMPILES := --xla_backend_optimization_level=0
+FAST_COMPILES := "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 .PHONY: demo test lint bench clean
 
@@ -24,8 +24,8 @@ demo: $(VENV)/.cli
 
 # Two processes: float64 with every law, float32 as users run it (x64 off).
 test: $(VENV)/.dev
-	XLA_FLAGS=$(FAST_COMPILES) JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n 2
-	XLA_FLAGS=$(FAST_COMPILES) JAX_ENABLE_X64=0 $(BIN)/python -m pytest -n 2 tests -m "not float64"
+	XLA_FLAGS=$(FAST_COMPILES) JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	XLA_FLAGS=$(FAST_COMPILES) JAX_ENABLE_X64=0 $(BIN)/python -m pytest -n 2 --dist worksteal tests -m "not float64"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

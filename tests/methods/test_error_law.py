@@ -24,7 +24,9 @@ def refined(method):
 
 def measure(case, method, truth):
     """Ratio of estimated to true error, the true relative error, and the share of the estimate in the matvecs."""
-    h = bl.hypergradient(*case[:3], lower_data=case.lower_data, upper_data=case.upper_data, method=method)
+    h = bl.hypergradient(
+        *case[:3], lower_data=case.lower_data, upper_data=case.upper_data, method=method, on_failure="keep"
+    )
     relative = relative_distance(h.grad, truth.grad)
     share = int(h.error_info.matvecs) / int(h.lower.matvecs + h.adjoint.matvecs)
     return float(h.error) / max(relative * float(tree.norm(truth.grad)), 1e-300), relative, share
@@ -34,14 +36,14 @@ def test_error_is_within_a_factor_of_two_on_a_draw():
     ratios = []
     for name in FAMILY_NAMES:
         method = BUDGETS[FAMILIES[name].tags.symmetric]
-        for condition in (3.0, 10.0, 100.0, 1000.0):
+        for condition in (2.0, 5.0, 10.0, 30.0, 100.0):
             for seed in range(3):
                 case = FAMILIES[name](seed, jnp.float64, n=24, condition=condition)
                 truth = dense_truth(*case[:5])
                 for m in (method, refined(method)):
                     ratio, relative, share = measure(case, m, truth)
                     assert share <= 0.5
-                    if 10 * EPS * truth.condition <= relative <= 0.1:
+                    if np.isfinite(relative) and 10 * EPS * truth.condition <= relative <= 0.1:
                         ratios.append(ratio)
     ratios = np.array(ratios)
     within = (ratios >= 0.5) & (ratios <= 2)

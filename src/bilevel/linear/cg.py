@@ -146,7 +146,7 @@ def _judge(curvature, pp, ApAp, largest, small) -> Int[Array, ""]:
     then has ``A p = 0`` (``|A p|^2 <= |A| p^T A p``); where it has not, the curvature is negative elsewhere.
     """
     noise = small * jnp.maximum(jnp.sqrt(pp) * jnp.sqrt(ApAp), pp * largest)
-    in_kernel = ApAp <= small * pp * largest**2
+    in_kernel = ApAp <= 100 * small * pp * largest**2  # the largest quotient met is below |A|
     negative = (curvature < -noise) | ~in_kernel
     status = jnp.where(negative, code(Status.NEGATIVE_CURVATURE), code(Status.SINGULAR))
     status = jnp.where(curvature > noise, code(Status.OK), status)
