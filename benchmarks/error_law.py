@@ -97,7 +97,7 @@ def draw_batch(seed, batch):
             }
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Budget:
     """A lower-level or linear solver with its number of steps as an array: other steps, same program."""

@@ -1,10 +1,17 @@
 """Settings of the whole suite: its precision comes from the process, JAX_ENABLE_X64=1 or 0."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The core is tested without the extras, too.
+EXTRAS = ("sklearn", "pandas", "pyarrow", "typer", "rich", "matplotlib", "joblib")
+NEED_EXTRAS = ["cli", "data", "tuning", "models/test_models_against_sklearn.py"]
+collect_ignore = [] if all(map(importlib.util.find_spec, EXTRAS)) else NEED_EXTRAS
 
 
 def pytest_configure(config):

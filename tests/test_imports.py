@@ -13,7 +13,8 @@ import bilevel
 ROOT = Path(bilevel.__file__).parent
 # Lowest first. Rooms on one level do not import each other.
 LEVELS = (
-    ("status", "tree"),
+    ("tree",),
+    ("status",),
     ("loops",),
     ("linear",),
     ("problems",),

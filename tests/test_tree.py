@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import bilevel as bl
 from bilevel import tree
 
 
@@ -95,3 +96,23 @@ def test_derivatives(function, dtype):
     gradient = jax.grad(function)(a)
     expected = flat(a) / np.linalg.norm(flat(a)) if function is tree.norm else 2 * flat(a)
     np.testing.assert_allclose(flat(gradient), expected, rtol=100 * jnp.finfo(dtype).eps)
+
+
+SOLVERS = [bl.Picard, bl.NewtonKrylov, bl.NewtonCG, bl.GradientDescent, bl.LBFGS, bl.CG, bl.Richardson, bl.GMRES]
+
+
+def test_structures_of_different_records_differ():
+    """Or ``jit`` would run one solver's program for another with the same field values."""
+    for steps in (None, 3):
+        structures = [jax.tree.structure(solver(steps=steps)) for solver in SOLVERS]
+        for i, one in enumerate(structures):
+            assert [one == other for other in structures] == [i == j for j in range(len(structures))]
+            assert one == jax.tree.structure(SOLVERS[i](steps=steps))
+
+
+def test_records_keep_numbers_apart_from_the_static_part():
+    solver = bl.CG(steps=3, rtol=0.5)
+    assert jax.tree.leaves(solver) == [0.5]
+    assert jax.tree.map(lambda x: 2 * x, solver) == bl.CG(steps=3, rtol=1.0)
+    (path, _), *_ = jax.tree_util.tree_leaves_with_path(solver)
+    assert jax.tree_util.keystr(path) == ".rtol"

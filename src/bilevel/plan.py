@@ -33,7 +33,7 @@ PROBE_RTOL = 0.03  # the probe has seen every direction that holds a thousandth 
 DENSE_PROBE = 300  # nonsymmetric systems up to this size are probed by a dense factorization
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Automatic:
     """Hypergradient to an accuracy, ``error <= tol * norm(grad) + atol``, with nothing to tune.

@@ -18,7 +18,7 @@ Function = Callable[[Tree, Tree, Tree], Any]
 Kind = Literal["minimization", "fixed_point", "root"]
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Lower:
     """A lower-level problem, read as the residual equation ``F(w, lam) = 0``.
@@ -76,7 +76,7 @@ class Lower:
         return F, LinearOperator(mv, lambda x: transpose(x)[0], step=step)
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Problem:
     """A bilevel problem ``min_lam U(w(lam), lam)`` with ``w(lam)`` given by the lower level.

@@ -4,9 +4,10 @@ import enum
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from bilevel import tree
 
 
 class Status(enum.IntEnum):
@@ -73,7 +74,7 @@ _SENTENCES = {
 }
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class SolveInfo:
     """What one solve did.

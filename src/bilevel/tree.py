@@ -1,12 +1,39 @@
 """Vector algebra on pytrees: a pytree of floating arrays is one vector in R^n."""
 
-from typing import Any
+import dataclasses
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 Tree = Any
+T = TypeVar("T")
+
+
+def record(cls: type[T]) -> type[T]:
+    """Register a frozen dataclass as a pytree; fields with ``metadata={"static": True}`` are its static part.
+
+    What ``jax.tree_util.register_dataclass`` does, except that the class itself is static, too: there, structures
+    of two classes with the same field values compare equal (jax 0.10), so that ``jit`` may run the program
+    compiled for ``Picard()`` on ``NewtonKrylov()``.
+    """
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # checked by it: cls is a dataclass
+    static = tuple(f.name for f in fields if f.metadata.get("static"))
+    data = tuple(f.name for f in fields if not f.metadata.get("static"))
+
+    def flatten_with_keys(x):
+        children = [(jax.tree_util.GetAttrKey(name), getattr(x, name)) for name in data]
+        return children, (cls, *(getattr(x, name) for name in static))
+
+    def flatten(x):
+        return [getattr(x, name) for name in data], (cls, *(getattr(x, name) for name in static))
+
+    def unflatten(aux, children):
+        return cls(**dict(zip(data, children, strict=True)), **dict(zip(static, aux[1:], strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def add(a: Tree, b: Tree) -> Tree:

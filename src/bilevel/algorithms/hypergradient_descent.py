@@ -33,7 +33,7 @@ class DescentInfo(NamedTuple):
     gradient_norm: Float[Array, ""]
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class HypergradientDescent:
     """``lam <- P(lam + update(hypergradient))`` with warm starts of ``w`` and ``v``.

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -18,7 +17,7 @@ Tree = Any
 MAX_ROUNDS = 4  # times the recursive residual is replaced by the true one before rounding is blamed
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class CG:
     """Conjugate gradients on ``A x = b``, ``A`` symmetric positive definite.

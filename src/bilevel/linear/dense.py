@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from bilevel import tree
 from bilevel.linear.operator import LinearOperator
 from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Dense:
     """Direct solve with the materialized matrix: Cholesky where ``A`` must be definite, else LU.

@@ -17,7 +17,7 @@ from bilevel.status import SolveInfo, Status, code
 Tree = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class GMRES:
     """GMRES(m) on ``A x = b`` for any nonsingular ``A``, preconditioned from the right.

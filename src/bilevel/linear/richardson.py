@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -17,7 +16,7 @@ from bilevel.status import ProblemError, SolveInfo, Status, code
 Tree = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Richardson:
     """``x <- x + step (b - A x)``, linearly convergent when ``I - step A`` is a contraction.

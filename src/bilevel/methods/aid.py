@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 from jaxtyping import Array
 
 from bilevel import tree
@@ -20,7 +19,7 @@ from bilevel.status import ProblemError
 Tree = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class AID:
     """Approximate implicit differentiation (Grazzi et al. 2020, arXiv 2006.16218, Algorithm of Theorem 2.2).

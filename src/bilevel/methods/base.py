@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -18,7 +17,7 @@ Tree = Any
 ROUNDING = 100.0  # errors below so many eps of the gradient's terms are rounding
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Hypergradient:
     """A hypergradient with its error.

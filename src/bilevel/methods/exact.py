@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -21,7 +20,7 @@ Tree = Any
 POLISH_STEPS = 12
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Exact:
     """Hypergradient to rounding: Newton steps with the dense ``A`` until the residual stops falling, dense adjoint.

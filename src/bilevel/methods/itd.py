@@ -18,7 +18,7 @@ from bilevel.status import ProblemError, SolveInfo, Status, code
 Tree = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class ITD:
     """Reverse-mode iterative differentiation (Grazzi et al. 2020, arXiv 2006.16218, Theorem 2.1).

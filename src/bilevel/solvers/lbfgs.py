@@ -18,7 +18,7 @@ from bilevel.status import ProblemError, SolveInfo, Status, code
 Tree = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class LBFGS:
     """Limited-memory BFGS with the zoom line search of optax.

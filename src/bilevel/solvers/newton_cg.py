@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -18,7 +17,7 @@ from bilevel.status import ProblemError, SolveInfo, Status, code
 Tree = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class NewtonCG:
     """Truncated Newton method on ``loss(w, lam)`` with line search.

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -21,7 +20,7 @@ Tree = Any
 PICARD_STEPS = 20  # a good contraction needs no Newton step; more would not pay against GMRES
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class NewtonKrylov:
     """Newton's method on ``F(w, lam) = 0`` with GMRES steps and backtracking on ``norm(F)``.

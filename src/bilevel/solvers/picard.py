@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -16,7 +15,7 @@ from bilevel.status import ProblemError, SolveInfo, Status, code
 Tree = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Picard:
     """``w <- Phi(w, lam)``, linearly convergent when the map is a contraction.
@@ -75,7 +74,7 @@ class Picard:
         return run.w, SolveInfo(run.step, run.step + 1 + estimate, residual_norm, status)
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class GradientDescent:
     """``w <- w - step * d_w loss(w, lam)``.

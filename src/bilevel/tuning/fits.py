@@ -8,10 +8,11 @@ selection part, which judges what was tuned without it. X is shared, rows are ch
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from bilevel import tree
 
 MOST_DENSE = 30_000_000  # entries of all dense transforms together
 MOST_SELECTIONS = 5
@@ -31,7 +32,7 @@ class Weights(TypedDict):
     intercept: Float[Array, "fits b"]
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Fits:
     """The data of all fits.
@@ -60,7 +61,7 @@ class Fits:
     transform: Float[Array, "fits d d"] | Float[Array, "fits d"]
 
 
-@jax.tree_util.register_dataclass
+@tree.record
 @dataclass(frozen=True)
 class Goal:
     """Data of the upper level: the fits, and the strength of the prior of every member."""
