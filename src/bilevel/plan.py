@@ -30,7 +30,7 @@ Tree = Any
 MAX_PASSES = 24
 VANISHING = 100.0  # a gradient below so many times its own rounding error is zero for all that can be known
 PROBE_RTOL = 0.03  # the probe has seen every direction that holds a thousandth of a random vector's energy
-DENSE_PROBE = 300  # nonsymmetric systems up to this size are probed by a dense factorization
+DENSE_PROBE = 300  # systems up to this size are probed by a dense factorization
 
 
 @tree.record

@@ -19,7 +19,7 @@ Tree = Any
 @tree.record
 @dataclass(frozen=True)
 class Dense:
-    """Direct solve with the materialized matrix: Cholesky where ``A`` must be definite, else LU.
+    """Direct solve with the materialized matrix by LU; where ``A`` must be definite, Cholesky tells whether it is.
 
     One step of iterative refinement follows the factorization.
 
