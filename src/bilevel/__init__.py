@@ -14,9 +14,12 @@ from bilevel.methods.itd import ITD
 from bilevel.optimize import optimize
 from bilevel.plan import Automatic
 from bilevel.problems import Lower, Problem, fixed_point, minimization, root
+from bilevel.solvers.anderson import Anderson
 from bilevel.solvers.lbfgs import LBFGS
+from bilevel.solvers.momentum import HeavyBall, Nesterov
 from bilevel.solvers.newton_cg import NewtonCG
 from bilevel.solvers.newton_krylov import NewtonKrylov
+from bilevel.solvers.optax import Optax
 from bilevel.solvers.picard import GradientDescent, Picard
 from bilevel.status import BilevelError, ConvergenceError, ProblemError, SolveInfo, Status
 
@@ -26,16 +29,20 @@ __all__ = [
     "GMRES",
     "ITD",
     "LBFGS",
+    "Anderson",
     "Automatic",
     "BilevelError",
     "ConvergenceError",
     "Dense",
     "Exact",
     "GradientDescent",
+    "HeavyBall",
     "Hypergradient",
     "Lower",
+    "Nesterov",
     "NewtonCG",
     "NewtonKrylov",
+    "Optax",
     "Picard",
     "Problem",
     "ProblemError",

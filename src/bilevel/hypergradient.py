@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from bilevel import tree
 from bilevel.methods.base import Hypergradient, judged
+from bilevel.methods.itd import ITD
 from bilevel.plan import Automatic
 from bilevel.problems import Problem, validate
 from bilevel.status import ProblemError, Status, is_failure
@@ -117,7 +118,8 @@ def hypergradient(
 
 @partial(jax.jit, static_argnames="error")
 def _compute(method, problem, lam, w0, v0, lower_data, upper_data, key, tol, atol, *, error) -> Hypergradient:
-    validate(problem, lam, w0, lower_data, upper_data)
+    reach = {"reach": method.reach} if isinstance(method, ITD) else {}
+    validate(problem, lam, w0, lower_data, upper_data, **reach)
     h = method(problem, lam, w0, v0, lower_data, upper_data, key, error=error)
     return h if tol is None else judged(h, tol, atol)
 

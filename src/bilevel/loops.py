@@ -1,6 +1,7 @@
 """Bounded loops inside compiled programs."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,3 +21,23 @@ def bounded_while(
         return (count < steps) & condition(state)
 
     return jax.lax.while_loop(go_on, lambda carry: (carry[0] + 1, body(carry[1])), (jnp.asarray(0), state))[1]
+
+
+def unroll(step: Callable[[State], State], state: State, steps: int, segment: int | None = None) -> State:
+    """``state = step(state)``, ``steps`` times, for differentiation.
+
+    Reverse mode keeps what it needs of every step. With a ``segment`` of K steps it keeps every K-th state only
+    and computes the steps between once more on the way back, a segment at a time (Griewank and Walther 2008,
+    Section 12.1): ``steps / K`` states and K steps in memory.
+    """
+
+    def run(state: State, count: int) -> State:
+        return jax.lax.scan(lambda s, _: (step(s), None), state, length=count)[0]
+
+    if segment is None:
+        return run(state, steps)
+    segments, rest = divmod(steps, segment)
+    # Inside a scan nothing can be merged with the first pass: the barriers against that would only cost.
+    kept = jax.checkpoint(partial(run, count=segment), prevent_cse=False)
+    state, _ = jax.lax.scan(lambda s, _: (kept(s), None), state, length=segments)
+    return jax.checkpoint(partial(run, count=rest))(state) if rest else state

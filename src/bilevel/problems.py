@@ -39,27 +39,6 @@ class Lower:
             return tree.sub(w, self.function(w, lam, data))
         return self.function(w, lam, data)
 
-    def map(self, w: Tree, lam: Tree, data: Tree) -> Tree:
-        """The map ``Phi`` whose fixed points are the solutions.
-
-        ``w - step * grad`` for a minimization, the given map for a fixed point, ``w - F`` for a root.
-        Cost: one matvec.
-        """
-        if self.kind == "fixed_point":
-            return self.function(w, lam, data)
-        return tree.axpy(-self.map_step, self.residual(w, lam, data), w)
-
-    @property
-    def map_step(self) -> Any:
-        """The step ``a`` with ``Phi(w) = w - a F(w)``."""
-        if self.kind != "minimization":
-            return 1.0
-        if self.step is None:
-            raise ProblemError(
-                "The gradient map of a minimization needs a step: give step= to minimization(...) or to the solver."
-            )
-        return self.step
-
     def pairing(self, v: Tree, w: Tree, lam: Tree, data: Tree) -> Float[Array, ""]:
         """``<v, F(w, lam)>``; for a minimization the derivative of the loss along ``v``."""
         if self.kind == "minimization":
@@ -162,11 +141,18 @@ def validate_lower(lower: Lower, lam: Tree, w: Tree, data: Tree) -> None:
         _require_like_w("fp_map" if lower.kind == "fixed_point" else "residual", lower.function, w, lam, data)
 
 
-def validate(problem: Problem, lam: Tree, w: Tree, lower_data: Tree, upper_data: Tree) -> None:
+def validate(
+    problem: Problem,
+    lam: Tree,
+    w: Tree,
+    lower_data: Tree,
+    upper_data: Tree,
+    reach: Callable[..., Tree] = lambda *_: (),
+) -> None:
     """Check a whole problem, and that ``lam`` matters; runs at trace time, once per shapes.
 
-    Whether a leaf of ``lam`` reaches ``F`` is read off the jaxpr: numerically ``d_lam F = 0`` at
-    ``w = 0`` for every ridge problem.
+    Whether a leaf of ``lam`` reaches ``F`` is read off the jaxpr: numerically ``d_lam F = 0`` at ``w = 0`` for
+    every ridge problem. ``reach(problem, lam, w, lower_data)`` is what of the method itself depends on ``lam``.
 
     Raises
     ------
@@ -177,16 +163,17 @@ def validate(problem: Problem, lam: Tree, w: Tree, lower_data: Tree, upper_data:
     _require_scalar("upper", problem.upper, w, lam, upper_data)
     reaches_lower = _leaves_used(problem.lower.residual, w, lam, lower_data)
     reaches_upper = _leaves_used(problem.upper, w, lam, upper_data)
-    if not any(reaches_lower):
+    reaches_method = _leaves_used(lambda w, lam, data: reach(problem, lam, w, data), w, lam, lower_data)
+    if not any(reaches_lower) and not any(reaches_method):
         raise ProblemError(
             "lam does not reach the lower-level problem: no leaf of lam enters its residual, so the solution "
-            "does not depend on lam. If lam is the starting point of the training, use "
-            "ITD or add a proximal term such as |w - lam|^2 to the loss."
+            "does not depend on lam. If lam is the starting point of the training, use ITD(learned_start=...), "
+            "or add a proximal term such as |w - lam|^2 to the loss."
         )
-    for (path, _), lower_uses, upper_uses in zip(
-        jax.tree_util.tree_leaves_with_path(lam), reaches_lower, reaches_upper, strict=True
+    for (path, _), *uses in zip(
+        jax.tree_util.tree_leaves_with_path(lam), reaches_lower, reaches_upper, reaches_method, strict=True
     ):
-        if not (lower_uses or upper_uses):
+        if not any(uses):
             raise ProblemError(
                 f"lam{jax.tree_util.keystr(path)} enters neither the lower-level problem nor the upper objective; "
                 "remove it from lam or use it."

@@ -47,23 +47,6 @@ def test_itd_from_the_solution_is_aid_fp(family):
     assert relative_distance(itd.grad, fp.grad) <= EXACTLY
 
 
-@pytest.mark.parametrize("family", ["logistic", "equilibrium"])
-def test_reverse_mode_is_forward_mode(family):
-    case = FAMILIES[family](2, jnp.float64, n=8, condition=10.0)
-    problem = with_step(case)
-    lower = problem.lower
-
-    def unrolled(lam):
-        w = case.w0
-        for _ in range(6):
-            w = lower.map(w, lam, case.lower_data)
-        return problem.upper(w, lam, case.upper_data)
-
-    reverse = run(problem, case, bl.ITD(steps=6)).grad
-    forward = jax.jacfwd(unrolled)(case.lam)
-    assert relative_distance(reverse, forward) <= EXACTLY
-
-
 @pytest.mark.parametrize("family", ["logistic", "affine"])
 def test_truncated_itd_is_aid_fp_once_the_solution_has_converged(family):
     case = FAMILIES[family](3, jnp.float64, n=10, condition=5.0)

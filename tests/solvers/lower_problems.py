@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
@@ -26,13 +27,20 @@ class Case(NamedTuple):
     residual: Callable[[np.ndarray], np.ndarray]  # F on flat vectors, in NumPy
 
     def truth(self) -> tuple[np.ndarray, float]:
-        """The solution as a flat vector, and the condition number of ``A`` there."""
-        size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.w0))
-        w = scipy.optimize.root(self.residual, np.ones(size), tol=1e-15).x
-        for _ in range(3):  # Newton steps, with central differences of h^2 = 1e-10
-            A = np.stack([self.residual(w + e) - self.residual(w - e) for e in 1e-5 * np.eye(w.size)], axis=1) / 2e-5
-            w = w - np.linalg.solve(A, self.residual(w))
-        return w, float(np.linalg.cond(A))
+        """The solution as a flat vector, and ``norm(A^-1)`` there times ``norm(A)``, the larger of start and solution.
+
+        The step that measures residuals is one over ``norm(A)`` at the start.
+        """
+        start = np.asarray(ravel_pytree(jax.tree.map(np.asarray, self.w0))[0])
+        w = scipy.optimize.root(self.residual, np.ones(start.size), tol=1e-15).x
+        for _ in range(3):
+            w = w - np.linalg.solve(self.jacobian(w), self.residual(w))
+        norms = [np.linalg.norm(self.jacobian(x), 2) for x in (start, w)]
+        return w, float(max(norms) * np.linalg.norm(np.linalg.inv(self.jacobian(w)), 2))
+
+    def jacobian(self, w: np.ndarray) -> np.ndarray:
+        """``A`` by central differences, with an error of about ``h^2 = 1e-10``."""
+        return np.stack([self.residual(w + e) - self.residual(w - e) for e in 1e-5 * np.eye(w.size)], axis=1) / 2e-5
 
 
 class Run(NamedTuple):
@@ -171,10 +179,12 @@ CASES = {
 }  # fmt: skip
 MINIMIZATIONS = ["ridge", "logistic", "leaves", "rosenbrock"]
 MAPS = ["tanh map", "affine map", "leaves map"]
+FIRST_ORDER = ["GradientDescent", "HeavyBall", "Nesterov", "Nesterov, mu", "Optax"]
 PAIRS = [
     *(("NewtonCG", name) for name in MINIMIZATIONS),
     *(("LBFGS", name) for name in MINIMIZATIONS[1:]),
-    *(("GradientDescent", name) for name in MINIMIZATIONS[1:3]),
+    *((solver, name) for solver in FIRST_ORDER for name in MINIMIZATIONS[1:3]),
+    *(("Anderson", name) for name in ["logistic", *MAPS]),
     *(("Picard", name) for name in MAPS),
     *(("NewtonKrylov", name) for name in [*MAPS[1:], "cubic root"]),
 ]
@@ -182,11 +192,16 @@ SOLVERS = {
     "NewtonCG": bl.NewtonCG(),
     "LBFGS": bl.LBFGS(),
     "GradientDescent": bl.GradientDescent(),
+    "HeavyBall": bl.HeavyBall(),
+    "Nesterov": bl.Nesterov(),
+    "Nesterov, mu": bl.Nesterov(mu=0.05),
+    "Anderson": bl.Anderson(),
+    "Optax": bl.Optax(optax.sgd(0.2, momentum=0.5)),
     "Picard": bl.Picard(),
     "NewtonKrylov": bl.NewtonKrylov(),
 }
-FIRST = {"NewtonCG": "logistic", "LBFGS": "logistic", "GradientDescent": "logistic", "Picard": "tanh map",
-         "NewtonKrylov": "cubic root"}  # fmt: skip
+FIRST = {"NewtonCG": "logistic", "LBFGS": "logistic", "Picard": "tanh map", "Anderson": "tanh map",
+         "NewtonKrylov": "cubic root", **dict.fromkeys(FIRST_ORDER, "logistic")}  # fmt: skip
 
 
 @jax.jit

@@ -68,16 +68,28 @@ def ritz_values(diagonal: Float[Array, " m"], off_diagonal: Float[Array, " m"]) 
     Steps after the exhaustion of an invariant subspace repeat the first Ritz value's place with the first
     diagonal entry, which is a Rayleigh quotient and lies inside the spectrum as well.
     """
-    alive = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(off_diagonal[:-1] > 0).astype(bool)])
-    diagonal = jnp.where(alive, diagonal, diagonal[0])
-    T = jnp.diag(diagonal) + jnp.diag(off_diagonal[:-1], 1) + jnp.diag(off_diagonal[:-1], -1)
-    return jnp.linalg.eigvalsh(T)
+    return jnp.linalg.eigvalsh(_tridiagonal(diagonal, off_diagonal))
 
 
 def largest_eigenvalue(A: LinearOperator, like: Tree, steps: int = ESTIMATE_STEPS) -> tuple[Float[Array, ""], int]:
     """Largest eigenvalue of a symmetric ``A`` from below, and the matvecs it took."""
     steps = min(steps, tree.size(like))
     return ritz_values(*lanczos(A, probe_vector(like), steps))[-1], steps
+
+
+def extreme_eigenvalues(
+    A: LinearOperator, like: Tree, steps: int = 2 * ESTIMATE_STEPS
+) -> tuple[Float[Array, ""], Float[Array, ""], int]:
+    """Estimates of the least and the largest eigenvalue of a symmetric ``A``, and the matvecs they took.
+
+    The least is a Ritz value, from above: with m steps it cannot be told from about ``L / m^2`` where the
+    spectrum is that wide. To the largest Ritz value its residual norm is added, which makes it an upper bound
+    but for a start without any part in the last eigenvector.
+    """
+    steps = min(steps, tree.size(like))
+    diagonal, off_diagonal = lanczos(A, probe_vector(like), steps)
+    values, vectors = jnp.linalg.eigh(_tridiagonal(diagonal, off_diagonal))
+    return values[0], values[-1] + off_diagonal[-1] * jnp.abs(vectors[-1, -1]), steps
 
 
 def power_iteration(mv: Callable[[Tree], Tree], start: Tree, steps: int) -> Float[Array, ""]:
@@ -110,3 +122,10 @@ def basis_dot(basis: Tree, u: Tree) -> Float[Array, " m"]:
 def basis_combine(basis: Tree, coefficients: Float[Array, " m"]) -> Tree:
     """``sum_j coefficients[j] basis[j]``."""
     return jax.tree.map(lambda B: jnp.tensordot(coefficients.astype(B.dtype), B, 1), basis)
+
+
+def _tridiagonal(diagonal: Float[Array, " m"], off_diagonal: Float[Array, " m"]) -> Float[Array, "m m"]:
+    """The Lanczos matrix, decoupled after an exhausted invariant subspace."""
+    alive = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(off_diagonal[:-1] > 0).astype(bool)])
+    diagonal = jnp.where(alive, diagonal, diagonal[0])
+    return jnp.diag(diagonal) + jnp.diag(off_diagonal[:-1], 1) + jnp.diag(off_diagonal[:-1], -1)

@@ -1,6 +1,5 @@
 """What lower-level solvers share: the protocols, the scale of their tolerances, the step of the gradient map."""
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
@@ -10,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from bilevel import tree
 from bilevel.linear.spectral import largest_eigenvalue
 from bilevel.problems import Lower
-from bilevel.status import SolveInfo, Status
+from bilevel.status import ProblemError, SolveInfo, Status
 
 Tree = Any
 
@@ -35,31 +34,6 @@ class Solver(Protocol):
         ...
 
 
-class Unrollable(Protocol):
-    """A solver whose iteration can be differentiated: what ITD needs."""
-
-    @property
-    def steps(self) -> int | None:
-        """Number of steps."""
-        ...
-
-    def prepare(self, lower: Lower, lam: Tree, w0: Tree, data: Tree) -> tuple[Lower, int]:
-        """The problem with everything the steps need made concrete, and the matvecs that took."""
-        ...
-
-    def init(self, w0: Tree) -> Tree:
-        """Starting state."""
-        ...
-
-    def advance(self, lower: Lower, lam: Tree, state: Tree, data: Tree) -> Tree:
-        """One step."""
-        ...
-
-    def params(self, state: Tree) -> Tree:
-        """The ``w`` of a state."""
-        ...
-
-
 def scale(w: Tree, w0: Tree) -> Float[Array, ""]:
     """``max(norm(w), norm(w0))``, what a relative tolerance is relative to; never exactly zero."""
     floor = jnp.sqrt(jnp.finfo(tree.dtype(w)).tiny)
@@ -80,19 +54,26 @@ def default_rtol(w: Tree) -> float:
     return tree.eps(w) ** 0.5
 
 
-def with_step(lower: Lower, lam: Tree, w0: Tree, data: Tree, step: Any) -> tuple[Lower, int]:
-    """The problem with a step for its gradient map, and the matvecs of estimating it.
+def map_step(lower: Lower, lam: Tree, w0: Tree, data: Tree) -> tuple[Any, int]:
+    """The ``a`` of the map ``w - a F(w)`` of a problem, and the matvecs of estimating it.
 
-    The step given here, else that of the problem, else ``1 / L`` with the largest eigenvalue L of the Hessian
-    at ``w0`` by Lanczos. An estimated step is a constant of differentiation.
+    One for fixed points and roots. For a minimization the step it was given, else ``1 / L`` with the largest
+    eigenvalue L of the Hessian at ``w0`` by Lanczos; an estimated step is a constant of differentiation.
     """
-    step = lower.step if step is None else step
-    if lower.kind != "minimization" or step is not None:
-        return replace(lower, step=step), 0
+    if lower.kind != "minimization":
+        return 1.0, 0
+    if lower.step is not None:
+        return lower.step, 0
     lam, w0 = jax.lax.stop_gradient((lam, w0))
     _, A = lower.linearize(w0, lam, data)
     largest, matvecs = largest_eigenvalue(A, w0)
-    return replace(lower, step=1 / jnp.abs(largest)), matvecs + 1  # a negative step would climb to a maximum
+    return 1 / jnp.abs(largest), matvecs + 1  # a negative step would climb to a maximum
+
+
+def require_minimization(solver: str, lower: Lower, instead: str) -> None:
+    """Refuse problems that are no minimizations."""
+    if lower.kind != "minimization":
+        raise ProblemError(f"{solver} needs a minimization, but the problem is a {lower.kind}: use {instead}.")
 
 
 def forcing(norm_F: Any, last_norm: Any, model_norm: Any, step_norm: Any, wished_step: Any) -> Float[Array, ""]:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Int
 from bilevel import tree
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import MAX_STEPS, RUNNING, default_rtol, fallen, scale
-from bilevel.status import ProblemError, SolveInfo, Status, code
+from bilevel.solvers.base import MAX_STEPS, RUNNING, default_rtol, fallen, require_minimization, scale
+from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
 
@@ -48,8 +48,7 @@ class LBFGS:
         self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
     ) -> tuple[Tree, SolveInfo]:
         """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
-        if lower.kind != "minimization":
-            raise ProblemError(f"LBFGS needs a minimization, but the problem is a {lower.kind}: use NewtonKrylov.")
+        require_minimization("LBFGS", lower, "NewtonKrylov")
         rtol = self.rtol if rtol is None else rtol
         steps = self.steps if steps is None else steps
         budget = rtol is None and steps is not None

@@ -10,9 +10,9 @@ from bilevel import tree
 from bilevel.linear.cg import run_cg
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import RUNNING, default_rtol, forcing, scale
+from bilevel.solvers.base import RUNNING, default_rtol, forcing, require_minimization, scale
 from bilevel.solvers.line_search import DECREASE, backtrack
-from bilevel.status import ProblemError, SolveInfo, Status, code
+from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
 
@@ -47,8 +47,7 @@ class NewtonCG:
         self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
     ) -> tuple[Tree, SolveInfo]:
         """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
-        if lower.kind != "minimization":
-            raise ProblemError(f"NewtonCG needs a minimization, but the problem is a {lower.kind}: use NewtonKrylov.")
+        require_minimization("NewtonCG", lower, "NewtonKrylov")
         rtol = self.rtol if rtol is None else rtol
         steps = self.steps if steps is None else steps
         budget = rtol is None and steps is not None

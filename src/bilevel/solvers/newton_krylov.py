@@ -10,7 +10,7 @@ from bilevel import tree
 from bilevel.linear.gmres import GMRES
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import RUNNING, default_rtol, forcing, scale, with_step
+from bilevel.solvers.base import RUNNING, default_rtol, forcing, scale
 from bilevel.solvers.line_search import DECREASE, backtrack
 from bilevel.solvers.picard import Picard
 from bilevel.status import SolveInfo, Status, code
@@ -66,11 +66,10 @@ class NewtonKrylov:
 
 def _picard(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any) -> tuple[Tree, SolveInfo]:
     """The end of a short Picard run, or ``w0`` where that has the smaller residual."""
-    lower, estimate = with_step(lower, lam, w0, data, None)
     w, info = Picard()(lower, lam, w0, data, rtol=rtol, steps=PICARD_STEPS)
     before = tree.norm(lower.residual(w0, lam, data))
     better = info.residual_norm < before
-    return tree.where(better | (info.status == Status.OK), w, w0), info.plus(estimate + 1)
+    return tree.where(better | (info.status == Status.OK), w, w0), info.plus(1)
 
 
 class _Run(NamedTuple):
