@@ -25,7 +25,12 @@ def log_loss(w: Float[Array, " d"], lam: Penalties, data: Samples) -> Float[Arra
 
 def upper(w: Float[Array, " d"], _lam: Penalties, data: Samples) -> Float[Array, ""]:
     """``1/n sum_i psi(y_i x_i^T w)``."""
-    return mean(jax.nn.softplus(-data.y * (data.X @ w)), data.weights)
+    return mean(row_losses(data.X @ w, data.y), data.weights)
+
+
+def row_losses(z: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``psi(y z)`` on each row, labels in {-1, +1}."""
+    return jax.nn.softplus(-y * z)
 
 
 def problem(penalty: Literal["plain", "log"] = "plain") -> Problem:

@@ -45,7 +45,12 @@ def cross_entropy(w: Weights, data: Samples) -> Float[Array, ""]:
     """``1/n sum_i (logsumexp z_i - z_i[y_i])`` with ``z = X w + b``."""
     z = data.X @ w["coef"] + w["intercept"][None]
     chosen = jax.nn.one_hot(data.y, z.shape[1], dtype=z.dtype)
-    return mean(jax.nn.logsumexp(z, axis=1) - jnp.sum(chosen * z, axis=1), data.weights)
+    return mean(row_losses(z, chosen), data.weights)
+
+
+def row_losses(z: Float[Array, "... classes"], chosen: Float[Array, "... classes"]) -> Float[Array, "..."]:
+    """``logsumexp z - z[y]`` on each row, the classes y one-hot."""
+    return jax.nn.logsumexp(z, axis=-1) - jnp.sum(chosen * z, axis=-1)
 
 
 def problem() -> Problem:

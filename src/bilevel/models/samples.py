@@ -50,11 +50,16 @@ def mean(losses: Float[Array, " n"], weights: Float[Array, " n"] | None = None) 
     return jnp.mean(losses if weights is None else weights * losses)
 
 
+def half_squares(z: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``1/2 (z - y)^2``, the loss of ridge regression on each row."""
+    return 0.5 * jnp.square(z - y)
+
+
 def squared_error(
     prediction: Float[Array, " n"], y: Float[Array, " n"], weights: Float[Array, " n"] | None = None
 ) -> Float[Array, ""]:
     """``1/(2n) sum_i s_i (prediction_i - y_i)^2``."""
-    return 0.5 * mean(jnp.square(prediction - y), weights)
+    return mean(half_squares(prediction, y), weights)
 
 
 def quadratic(w: Float[Array, "..."], penalties: Float[Array, "..."]) -> Float[Array, ""]:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bilevel.models import logistic, multinomial
+from bilevel.models.samples import half_squares
 from bilevel.problems import Problem, minimization
 from bilevel.tuning.fits import Fits, Goal, Hyperparameters, Weights, coefficients, log_penalties, scores
 
@@ -55,16 +57,16 @@ class Family:
         return self.unit * jnp.sum(goal.fits.share[None] * goal.fits.held_out * rows) + prior
 
 
-def _half_squares(z, y):
-    return 0.5 * jnp.square(z[..., 0] - y)
+def _ridge(z, y):
+    return half_squares(z[..., 0], y)
 
 
 def _ones(z, y):
     return jnp.ones(z.shape[:2], z.dtype) * jnp.ones_like(y)
 
 
-def _binary_cross_entropy(z, y):
-    return jax.nn.softplus(z[..., 0]) - z[..., 0] * y
+def _logistic(z, y):
+    return logistic.row_losses(z[..., 0], 2 * y - 1)  # labels come as 0 and 1
 
 
 def _bernoulli_variance(z, y):  # noqa: ARG001 - the curvature of a likelihood in its natural parameter knows no y
@@ -72,8 +74,8 @@ def _bernoulli_variance(z, y):  # noqa: ARG001 - the curvature of a likelihood i
     return p * (1 - p)
 
 
-def _cross_entropy(z, y):
-    return jax.nn.logsumexp(z, axis=-1) - jnp.einsum("nfc,nc->nf", z, y)
+def _multinomial(z, y):
+    return multinomial.row_losses(z, y[:, None])
 
 
 def _categorical_variance(z, y):  # noqa: ARG001 - as above
@@ -81,7 +83,7 @@ def _categorical_variance(z, y):  # noqa: ARG001 - as above
     return (1 - jnp.sum(jnp.square(p), axis=-1)) / z.shape[-1]
 
 
-RIDGE = Family("ridge", _half_squares, _ones, 2.0)
-LOGISTIC = Family("logistic", _binary_cross_entropy, _bernoulli_variance, 1.0)
-MULTINOMIAL = Family("multinomial", _cross_entropy, _categorical_variance, 1.0)
+RIDGE = Family("ridge", _ridge, _ones, 2.0)
+LOGISTIC = Family("logistic", _logistic, _bernoulli_variance, 1.0)
+MULTINOMIAL = Family("multinomial", _multinomial, _categorical_variance, 1.0)
 FAMILIES = {family.name: family for family in (RIDGE, LOGISTIC, MULTINOMIAL)}
