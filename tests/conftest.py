@@ -9,9 +9,12 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The core is tested without the extras, too.
-EXTRAS = ("sklearn", "pandas", "pyarrow", "typer", "rich", "matplotlib", "joblib")
-NEED_EXTRAS = ["cli", "data", "tuning", "models/test_models_against_sklearn.py"]
-collect_ignore = [] if all(map(importlib.util.find_spec, EXTRAS)) else NEED_EXTRAS
+CLI = ("sklearn", "pandas", "pyarrow", "typer", "rich", "matplotlib", "joblib")
+NEEDED_BY = {
+    "cli": CLI, "comparison": CLI, "data": CLI, "tuning": CLI, "models/test_models_against_sklearn.py": CLI,
+    "linear/test_lineax.py": ("lineax",), "solvers/test_optimistix.py": ("optimistix",),
+}  # fmt: skip
+collect_ignore = [tests for tests, extras in NEEDED_BY.items() if not all(map(importlib.util.find_spec, extras))]
 
 
 def pytest_configure(config):

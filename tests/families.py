@@ -9,8 +9,7 @@ import numpy as np
 import scipy.linalg
 from jax.flatten_util import ravel_pytree
 
-from bilevel import models
-from bilevel.models.samples import Instance
+from bilevel.models import catalog
 from bilevel.problems import Lower, Problem
 
 
@@ -43,60 +42,31 @@ class Truth(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A family: its problem, its tags, and a draw with w of about ``n`` entries."""
+    """A family of the catalog, and its tags."""
 
-    problem: Callable[[], Problem]
+    name: str
     tags: Tags
-    sample: Callable[..., Instance]
 
     def __call__(self, seed: int, dtype: Any = None, n: int = 20, condition: float = 10.0) -> Case:
         """Case with about ``n`` lower-level unknowns, of this condition number as its sampler means it."""
-        return Case(self.problem(), *self.sample(seed, n, condition, dtype), self.tags)
-
-
-def _regression(module: Any) -> Callable[..., Instance]:
-    def sample(seed: int, n: int, condition: float, dtype: Any) -> Instance:
-        return module.sample(seed, 2 * n + 20, n, condition, dtype)
-
-    return sample
-
-
-def _kernel(seed: int, n: int, condition: float, dtype: Any) -> Instance:
-    return models.kernel_ridge.sample(seed, n, 2, max(condition, 2.0), dtype)  # one is beta = infinity
-
-
-def _multinomial(seed: int, n: int, condition: float, dtype: Any) -> Instance:
-    d = max(n // 3, 2)
-    return models.multinomial.sample(seed, 12 * d + 20, d, condition, dtype)
-
-
-def _equilibrium(seed: int, n: int, condition: float, dtype: Any) -> Instance:
-    states = 4 if n < 100 else 20
-    return models.equilibrium.sample(seed, max(n // states, 1), states, condition, dtype)
-
-
-def _affine(seed: int, n: int, condition: float, dtype: Any) -> Instance:
-    return models.affine.sample(seed, n, condition, dtype)
+        return Case(*catalog.draw(self.name, size=n, condition=condition, seed=seed, dtype=dtype), self.tags)
 
 
 _QUADRATIC = Tags(symmetric=True, minimization=True, affine=True)
 _CONVEX = Tags(symmetric=True, minimization=True, affine=False)
 _MAP = Tags(symmetric=False, minimization=False, affine=False)
 
-FAMILIES: dict[str, Family] = {
-    "ridge": Family(models.ridge.problem, _QUADRATIC, _regression(models.ridge)),
-    "logistic": Family(models.logistic.problem, _CONVEX, _regression(models.logistic)),
-    "multinomial": Family(models.multinomial.problem, _CONVEX, _multinomial),  # pytrees of several leaves
-    "kernel_ridge": Family(models.kernel_ridge.problem, _QUADRATIC, _kernel),
-    "biased_regularization": Family(
-        models.biased_regularization.problem, _QUADRATIC, _regression(models.biased_regularization)
-    ),
-    "hyper_representation": Family(
-        models.hyper_representation.problem, _QUADRATIC, _regression(models.hyper_representation)
-    ),
-    "equilibrium": Family(models.equilibrium.problem, _MAP, _equilibrium),
-    "affine": Family(models.affine.problem, _MAP._replace(affine=True), _affine),
+TAGS = {
+    "ridge": _QUADRATIC,
+    "logistic": _CONVEX,
+    "multinomial": _CONVEX,  # pytrees of several leaves
+    "kernel_ridge": _QUADRATIC,
+    "biased_regularization": _QUADRATIC,
+    "hyper_representation": _QUADRATIC,
+    "equilibrium": _MAP,
+    "affine": _MAP._replace(affine=True),
 }
+FAMILIES = {name: Family(name, TAGS[name]) for name in catalog.CATALOG}
 
 
 def dense_truth(problem: Problem, lam: Any, w0: Any, lower_data: Any, upper_data: Any) -> Truth:

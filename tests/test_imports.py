@@ -26,13 +26,13 @@ LEVELS = (
     ("hypergradient", "implicit"),
     ("algorithms",),
     ("optimize",),
-    ("models", "data"),
-    ("tuning",),
+    ("models", "data", "records"),
+    ("tuning", "comparison"),
     ("cli",),
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-EXTRAS = ("typer", "rich", "pandas", "pyarrow", "sklearn", "matplotlib", "joblib")
+EXTRAS = ("typer", "rich", "pandas", "pyarrow", "sklearn", "matplotlib", "joblib", "equinox", "lineax", "optimistix")
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

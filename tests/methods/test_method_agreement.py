@@ -25,10 +25,18 @@ def tight(rtol):
         "aid-refined": bl.AID(bl.Picard(steps=200), bl.GMRES(steps=20), refine=1),
         "itd": bl.ITD(steps=500),
         "itd-truncated": bl.ITD(steps=700, truncate=350),
+        "itd-checkpointed": bl.ITD(steps=500, checkpoint="sqrt"),
+        "itd-forward": bl.ITD(steps=500, mode="forward"),
+        "itd-anderson": bl.ITD(bl.Anderson(steps=12)),
+        "itd-heavy-ball": bl.ITD(bl.HeavyBall(steps=250)),
+        "itd-nesterov": bl.ITD(bl.Nesterov(steps=400)),
+        "aid-anderson-normal": bl.AID(bl.Anderson(rtol=rtol), bl.NormalCG(rtol=rtol)),
+        "aid-heavy-ball": bl.AID(bl.HeavyBall(rtol=rtol), bl.CG(rtol=rtol)),
+        "aid-neumann": bl.AID(bl.Picard(steps=400), bl.Neumann(terms=400)),
     }
 
 
-ONLY_SYMMETRIC = {"aid-newton-cg", "aid-lbfgs", "aid-picard-cg"}
+ONLY_SYMMETRIC = {"aid-newton-cg", "aid-lbfgs", "aid-picard-cg", "aid-heavy-ball", "itd-heavy-ball", "itd-nesterov"}
 EVERYWHERE = {"default", "aid-picard-fp", "itd"}  # the rest on one family of each kind: compiles cost seconds
 
 

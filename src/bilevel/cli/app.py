@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from bilevel.cli.compare import compare_command
 from bilevel.cli.environment import configure_jax
-from bilevel.cli.show import live_progress, show
+from bilevel.cli.progress import live_progress
+from bilevel.cli.show import STAGES, show
 from bilevel.data import BUNDLED, DataError, load
-from bilevel.status import BilevelError
+from bilevel.status import BilevelError, ProblemError
 from bilevel.tuning import Settings, check_destination, record, tune, write
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -59,7 +61,7 @@ def tune_command(
         check_destination(out)
     table = load(data, target)
     configure_jax(dtype)
-    with live_progress(enabled=not quiet) as progress:
+    with live_progress(STAGES, enabled=not quiet) as progress:
         result = tune(table, settings, progress)
     if out is not None:
         write(result, out)
@@ -67,6 +69,9 @@ def tune_command(
         sys.stdout.write(json.dumps(record(result), indent=2, allow_nan=False) + "\n")
     else:
         show(result, out)
+
+
+app.command("compare")(compare_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,7 +92,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _complain(error.format_message())
         return 2
-    except DataError as error:
+    except (DataError, ProblemError) as error:
         _complain(str(error))
         return 2
     except BilevelError as error:

@@ -15,8 +15,7 @@ def configure_jax(dtype: str) -> None:
     dtype
         ``"float64"`` or ``"float32"``.
     """
-    if dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
+    _set_precision(dtype)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     directory = cache_directory()
@@ -27,6 +26,17 @@ def configure_jax(dtype: str) -> None:
     if os.access(directory, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def configure_for_timing(dtype: str) -> None:
+    """As :func:`configure_jax`, but every program is compiled anew: how long that takes is measured."""
+    _set_precision(dtype)
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _set_precision(dtype: str) -> None:
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
 
 
 def cache_directory() -> Path:

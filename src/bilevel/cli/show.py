@@ -1,16 +1,12 @@
-"""What a person sees: progress while it runs, scores at the end."""
+"""What a person sees of a tuning run: the names of its stages, scores at the end."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bilevel.tuning.record import record
-from bilevel.tuning.run import MODELS, Result, silent
-from bilevel.tuning.search import Progress as Callback
+from bilevel.tuning.run import MODELS, Result
 
 STAGES = {
     "grid": "one penalty: grid of 25",
@@ -18,25 +14,6 @@ STAGES = {
     "final": "last hypergradient, refit, test",
 }
 LABELS = {"no_tuning": "no tuning (penalty 1)", "single_penalty": "best of 25", "tuned": "tuned"}
-
-
-@contextmanager
-def live_progress(enabled: bool) -> Iterator[Callback]:
-    """A bar for every stage on stderr, gone at the end; nothing where stderr is not a terminal."""
-    console = Console(stderr=True)
-    if not enabled or not console.is_terminal:
-        yield silent
-        return
-    columns = TextColumn("{task.description:<32}"), BarColumn(), TextColumn("{task.completed:g}/{task.total:g}")
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
-        tasks = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(STAGES[stage], total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield progress
 
 
 def show(result: Result, out: Path | None) -> None:

@@ -3,11 +3,13 @@
 Every module is one family: ``loss`` (or ``fp_map``) and ``upper`` are functions of ``(w, lam, data)``,
 ``problem()`` makes the :class:`bilevel.problems.Problem`, ``sample(seed, ...)`` draws an instance of it, and
 ``solution`` and ``hypergradient`` are the closed forms where they exist. All losses are means over samples.
+``catalog`` has the families by name.
 """
 
 from bilevel.models import (
     affine,
     biased_regularization,
+    catalog,
     equilibrium,
     hyper_representation,
     kernel_ridge,
@@ -19,6 +21,7 @@ from bilevel.models import (
 __all__ = [
     "affine",
     "biased_regularization",
+    "catalog",
     "equilibrium",
     "hyper_representation",
     "kernel_ridge",

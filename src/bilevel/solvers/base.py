@@ -1,6 +1,6 @@
 """What lower-level solvers share: the protocols, the scale of their tolerances, the step of the gradient map."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from bilevel.status import ProblemError, SolveInfo, Status
 Tree = Any
 
 MAX_STEPS = 10_000  # of first-order solvers that were given a tolerance but no budget
+MAX_NEWTON_STEPS = 100
 RUNNING = Status.MAX_STEPS  # what a run has come to if its loop ends first
 FALLEN = 0.9  # part of the first residual above which a later one is that of a drift
 FIRST_FORCING = 0.3  # tolerance of the first linear solve of a Newton method, and the loosest
@@ -28,10 +29,26 @@ class Solver(Protocol):
     """
 
     def __call__(
-        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: Any = None
     ) -> tuple[Tree, SolveInfo]:
         """Solve."""
         ...
+
+
+class Request(NamedTuple):
+    """What one solve is asked for."""
+
+    budget: bool  # exactly ``steps`` steps, whatever the residual
+    rtol: Any
+    steps: Any
+
+
+def request(solver: Any, rtol: Any, steps: Any, *, default: Any, most: int) -> Request:
+    """What a call asks for, where it says nothing the fields of the solver, else ``default`` and ``most`` steps."""
+    rtol = solver.rtol if rtol is None else rtol
+    steps = solver.steps if steps is None else steps
+    budget = rtol is None and steps is not None
+    return Request(budget, default if rtol is None else rtol, most if steps is None else steps)
 
 
 def scale(w: Tree, w0: Tree) -> Float[Array, ""]:

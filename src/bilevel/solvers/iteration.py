@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bilevel import tree
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import MAX_STEPS, default_rtol, fallen, map_step, scale
+from bilevel.solvers.base import MAX_STEPS, default_rtol, fallen, map_step, request, scale
 from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
@@ -70,10 +70,7 @@ def solve_by_iteration(
     Cost: one matvec a step and one for the residual of the value returned, besides those of ``prepare``.
     """
     iteration, estimate = self.prepare(lower, lam, w0, data)
-    rtol = self.rtol if rtol is None else rtol
-    steps = self.steps if steps is None else steps
-    budget = rtol is None and steps is not None
-    rtol = default_rtol(w0) if rtol is None else rtol
+    budget, rtol, steps = request(self, rtol, steps, default=default_rtol(w0), most=MAX_STEPS)
     unit, more = iteration.step, 0
     if unit is None:
         unit, more = (1.0, 0) if budget else map_step(lower, lam, w0, data)
@@ -95,7 +92,7 @@ def solve_by_iteration(
         return at(iteration.advance(run.state, run.F), run.step + 1)
 
     start = at(iteration.init(w0), jnp.asarray(0))
-    run = bounded_while(unfinished, body, start, MAX_STEPS if steps is None else steps)
+    run = bounded_while(unfinished, body, start, steps)
     status = jnp.where(budget | reached(run), code(Status.OK), code(Status.MAX_STEPS))
     diverged = ~(run.size <= start.size / tree.eps(w0) ** 0.5)  # also where it is not finite
     status = jnp.where(diverged, code(Status.DIVERGED), status)

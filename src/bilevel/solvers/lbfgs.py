@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from bilevel import tree
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import MAX_STEPS, RUNNING, default_rtol, fallen, require_minimization, scale
+from bilevel.solvers.base import MAX_STEPS, RUNNING, default_rtol, fallen, request, require_minimization, scale
 from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
@@ -45,14 +45,11 @@ class LBFGS:
     memory: int = field(default=10, metadata={"static": True})
 
     def __call__(
-        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: Any = None
     ) -> tuple[Tree, SolveInfo]:
         """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
         require_minimization("LBFGS", lower, "NewtonKrylov")
-        rtol = self.rtol if rtol is None else rtol
-        steps = self.steps if steps is None else steps
-        budget = rtol is None and steps is not None
-        rtol = default_rtol(w0) if rtol is None else rtol
+        budget, rtol, steps = request(self, rtol, steps, default=default_rtol(w0), most=MAX_STEPS)
         optimizer = optax.lbfgs(memory_size=self.memory)
         value0, g0, unit = _start(lambda w: lower.function(w, lam, data), w0)
 
@@ -78,7 +75,7 @@ class LBFGS:
 
         state = optax.tree_utils.tree_set(optimizer.init(w0), value=value0 / unit, grad=tree.scale(1 / unit, g0))
         start = _Run(w0, state, jnp.asarray(0), jnp.asarray(2), code(RUNNING))
-        run = bounded_while(lambda s: s.status == RUNNING, body, start, MAX_STEPS if steps is None else steps)
+        run = bounded_while(lambda s: s.status == RUNNING, body, start, steps)
         F = lower.residual(run.w, lam, data)
         status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
         status = jnp.where(tree.all_finite((run.w, F)), status, code(Status.NONFINITE))

@@ -10,7 +10,7 @@ from bilevel import tree
 from bilevel.linear.cg import run_cg
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import RUNNING, default_rtol, forcing, require_minimization, scale
+from bilevel.solvers.base import MAX_NEWTON_STEPS, RUNNING, default_rtol, forcing, request, require_minimization, scale
 from bilevel.solvers.line_search import DECREASE, backtrack
 from bilevel.status import SolveInfo, Status, code
 
@@ -44,15 +44,12 @@ class NewtonCG:
     rtol: Any = None
 
     def __call__(
-        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: Any = None
     ) -> tuple[Tree, SolveInfo]:
         """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
         require_minimization("NewtonCG", lower, "NewtonKrylov")
-        rtol = self.rtol if rtol is None else rtol
-        steps = self.steps if steps is None else steps
-        budget = rtol is None and steps is not None
-        rtol = default_rtol(w0) if rtol is None else rtol
-        run = _minimize(lower, lam, w0, data, rtol, 100 if steps is None else steps, budget)
+        budget, rtol, steps = request(self, rtol, steps, default=default_rtol(w0), most=MAX_NEWTON_STEPS)
+        run = _minimize(lower, lam, w0, data, rtol, steps, budget)
         F = lower.residual(run.w, lam, data)
         status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
         status = jnp.where(tree.all_finite((run.w, F)), status, code(Status.NONFINITE))

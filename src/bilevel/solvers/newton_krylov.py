@@ -10,7 +10,7 @@ from bilevel import tree
 from bilevel.linear.gmres import GMRES
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import RUNNING, default_rtol, forcing, scale
+from bilevel.solvers.base import MAX_NEWTON_STEPS, RUNNING, default_rtol, forcing, request, scale
 from bilevel.solvers.line_search import DECREASE, backtrack
 from bilevel.solvers.picard import Picard
 from bilevel.status import SolveInfo, Status, code
@@ -47,16 +47,13 @@ class NewtonKrylov:
     rtol: Any = None
 
     def __call__(
-        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: Any = None
     ) -> tuple[Tree, SolveInfo]:
         """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
-        rtol = self.rtol if rtol is None else rtol
-        steps = self.steps if steps is None else steps
-        budget = rtol is None and steps is not None
-        rtol = default_rtol(w0) if rtol is None else rtol
+        budget, rtol, steps = request(self, rtol, steps, default=default_rtol(w0), most=MAX_NEWTON_STEPS)
         w, picard = _picard(lower, lam, w0, data, rtol)
         status = jnp.where((picard.status == Status.OK) & (not budget), code(Status.OK), code(RUNNING))
-        run = _newton(lower, lam, w, w0, data, rtol, 100 if steps is None else steps, budget, status)
+        run = _newton(lower, lam, w, w0, data, rtol, steps, budget, status)
         F = lower.residual(run.w, lam, data)
         status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
         status = jnp.where(tree.all_finite((run.w, F)), status, code(Status.NONFINITE))

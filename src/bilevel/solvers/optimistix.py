@@ -8,7 +8,7 @@ import optimistix as optx
 
 from bilevel import tree
 from bilevel.problems import Lower
-from bilevel.solvers.base import MAX_STEPS, map_step, require_minimization, scale
+from bilevel.solvers.base import MAX_STEPS, default_rtol, map_step, request, require_minimization, scale
 from bilevel.status import ProblemError, SolveInfo, Status, code
 
 Tree = Any
@@ -43,15 +43,13 @@ class Optimistix:
     rtol: Any = None
 
     def __call__(
-        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: int | None = None
+        self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: Any = None
     ) -> tuple[Tree, SolveInfo]:
         """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
-        rtol = self.rtol if rtol is None else rtol
-        steps = self.steps if steps is None else steps
-        budget = rtol is None and steps is not None
-        rtol = 10 * self.solver.rtol if rtol is None else rtol
+        content = 10 * getattr(self.solver, "rtol", default_rtol(w0))
+        budget, rtol, steps = request(self, rtol, steps, default=content, most=MAX_STEPS)
         step, estimate = map_step(lower, lam, w0, data)
-        solution, products = self._run(lower, lam, w0, data, step, MAX_STEPS if steps is None else steps)
+        solution, products = self._run(lower, lam, w0, data, step, steps)
         w = solution.value
         norm_F = tree.norm(lower.residual(w, lam, data))
         taken = jnp.asarray(solution.stats["num_steps"])

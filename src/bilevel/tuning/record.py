@@ -1,14 +1,12 @@
 """A run as plain values for JSON: what was run where, and what came out."""
 
 import math
-import platform
 from dataclasses import asdict
-from importlib import metadata
 from typing import Any
 
 import jax
-import numpy as np
 
+from bilevel.records import plain, versions
 from bilevel.tuning.run import MODELS, Result
 from bilevel.tuning.search import GRID
 
@@ -70,29 +68,9 @@ def record(result: Result) -> dict[str, Any]:
         "relative_error": result.relative_error,
         "notes": list(result.notes),
     }
-    return _plain(values)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("bilevel", "jax", "numpy", "optax", "scikit-learn"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return plain(values)
 
 
 def _strength(spread: float) -> float | None:
     """One over the prior variance of the log penalties; None: infinite."""
     return None if spread == 0 else 1 / spread**2
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
