@@ -32,8 +32,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Against the floor and against other libraries; HYPERTORCH=PATH, a checkout, adds hypertorch.
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/fixed_budget.py
+	$(BIN)/python benchmarks/run.py $(if $(HYPERTORCH),--hypertorch $(HYPERTORCH))
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache

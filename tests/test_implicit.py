@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import bilevel as bl
+from bilevel.linear.factorized import factorize
+from bilevel.linear.normal_cg import NormalCG
+from bilevel.linear.operator import from_matrix
 from bilevel.status import Status
 
 N = 3
@@ -206,3 +209,21 @@ def test_tolerances_and_data_do_not_recompile(dtype):
         np.testing.assert_allclose(w, 2.0 * k * (1 + k), rtol=2e-3, atol=2e-3)
         after.append(len(traces))
     assert after[0] == after[-1] > 0
+
+
+def exact_once(dtype):
+    """One GMRES step with the factors of A: right only where the factors are transposed when A is."""
+    A = jnp.eye(N, dtype=dtype) - jnp.asarray(M, dtype)
+    return bl.GMRES(steps=1, preconditioner=factorize(from_matrix(A), A[0]))
+
+
+@pytest.mark.parametrize("derivative", [jax.jacrev, jax.jacfwd])
+@pytest.mark.parametrize("solver", [lambda _: NormalCG(), exact_once], ids=["NormalCG", "factorized"])
+def test_linear_solvers_get_the_transpose(solver, derivative, dtype):
+    lam, w0, data = point(dtype)
+    with_gmres, with_solver = (
+        bl.implicit(AFFINE, solver=bl.Picard(), linear_solver=s) for s in (bl.GMRES(), solver(dtype))
+    )
+    have, want = (jax.jit(derivative(w_star))(lam, w0, data) for w_star in (with_solver, with_gmres))
+    tolerance = 100 * float(jnp.finfo(dtype).eps) ** 0.5
+    np.testing.assert_allclose(have, want, rtol=0, atol=tolerance * np.max(np.abs(want)))

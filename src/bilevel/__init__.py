@@ -5,7 +5,11 @@ from bilevel.hypergradient import hypergradient
 from bilevel.implicit import implicit
 from bilevel.linear.cg import CG
 from bilevel.linear.dense import Dense
+from bilevel.linear.factorized import Factorized, factorize
 from bilevel.linear.gmres import GMRES
+from bilevel.linear.neumann import Neumann
+from bilevel.linear.normal_cg import NormalCG
+from bilevel.linear.preconditioners import Jacobi, Nystrom
 from bilevel.linear.richardson import Richardson
 from bilevel.methods.aid import AID
 from bilevel.methods.base import Hypergradient
@@ -35,13 +39,18 @@ __all__ = [
     "ConvergenceError",
     "Dense",
     "Exact",
+    "Factorized",
     "GradientDescent",
     "HeavyBall",
     "Hypergradient",
+    "Jacobi",
     "Lower",
     "Nesterov",
+    "Neumann",
     "NewtonCG",
     "NewtonKrylov",
+    "NormalCG",
+    "Nystrom",
     "Optax",
     "Picard",
     "Problem",
@@ -50,6 +59,7 @@ __all__ = [
     "SolveInfo",
     "Status",
     "algorithms",
+    "factorize",
     "fixed_point",
     "hypergradient",
     "implicit",

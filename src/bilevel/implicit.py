@@ -6,6 +6,7 @@ differentiable, so that forward mode, reverse mode and second derivatives all fo
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -115,18 +116,23 @@ def _implicit_solve(lower: Lower, solver, linear_solver, rtol, lam, w0, data, *,
         w, info = solver(lower, lam, w0, data, rtol=rtol)
         return w, jax.tree.map(lambda x: x.astype(tree.dtype(w0)), info)  # custom_root's aux must be floating
 
-    def linear_solve(mv, b):
-        """``A^{-1} b``; also ``A^{-T} b``, with the product that comes in."""
+    def linear_solve(mv, b, transposed=False):
+        """``A^{-1} b``, or ``A^{-T} b`` with the transposed product as ``mv``."""
+
+        def mv_transpose(x):
+            return mv(x) if lower.symmetric else jax.linear_transpose(mv, b)(x)[0]
+
         minimization = lower.kind == "minimization"
         step = lower.step if minimization else 1.0
-        A = LinearOperator(mv, mv, symmetric=lower.symmetric, definite=minimization, step=step)
+        A = LinearOperator(mv, mv_transpose, lower.symmetric, minimization, step, transposed)
         x, info = linear_solver(A, b, rtol=rtol)
         return tree.where(is_failure(info.status) & poison, tree.fill(x, jnp.nan), x)
 
     def tangent_solve(mv, b):
         # The barrier materializes symbolic zeros: the transpose of the solve fails on them (jax issue 10929).
         b = jax.lax.optimization_barrier(b)
-        return jax.lax.custom_linear_solve(mv, b, linear_solve, linear_solve, symmetric=lower.symmetric)
+        transpose_solve = partial(linear_solve, transposed=not lower.symmetric)
+        return jax.lax.custom_linear_solve(mv, b, linear_solve, transpose_solve, symmetric=lower.symmetric)
 
     w, info = jax.lax.custom_root(residual, w0, solve, tangent_solve, has_aux=True)
     counts = [x.astype(jnp.int32) for x in (info.steps, info.matvecs, info.status)]

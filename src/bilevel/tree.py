@@ -120,7 +120,12 @@ def standard_normal(key: Array, a: Tree) -> Tree:
 
 def strong(a: Tree) -> Tree:
     """The same arrays without weak types, so that ``1.0`` and ``jnp.ones(())`` compile to one program."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), a)
+
+    def strengthen(x):
+        x = jnp.asarray(x)
+        return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+
+    return jax.tree.map(strengthen, a)
 
 
 def _total(sums: Tree) -> Float[Array, ""]:

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import linear_call
 
 import bilevel as bl
+from bilevel.linear.normal_cg import NormalCG
 from bilevel.linear.operator import LinearOperator
 from bilevel.status import SolveInfo, Status
 
@@ -91,26 +93,50 @@ def _tick(_) -> None:
     _products += 1
 
 
-@partial(jax.jit, static_argnames=("symmetric", "definite"))
-def _solve(solver, A, b, x0, rtol, steps, step, P, *, symmetric, definite):
-    def mv(x):
-        jax.debug.callback(_tick, x[0])
-        return A @ x
+def _counted(A, x):
+    jax.debug.callback(_tick, x[0])
+    return A @ x
 
+
+def _counted_transpose(A, x):
+    return _counted(A.T, x)
+
+
+@partial(jax.jit, static_argnames=("symmetric", "definite", "transposed", "transposable"))
+def _solve(solver, A, b, x0, rtol, steps, step, P, *, symmetric, definite, transposed, transposable):
+    mv, mv_transpose = partial(_counted, A), partial(_counted_transpose, A)
+    if transposable:  # by jax.linear_transpose, which knows no debug callbacks; then not in a block
+        mv = partial(linear_call, _counted, _counted_transpose, A)
+        mv_transpose = partial(linear_call, _counted_transpose, _counted, A)
     precondition = None if P is None else lambda r: P @ r
-    operator = LinearOperator(mv, lambda x: A.T @ x, symmetric, definite, step)
+    operator = LinearOperator(mv, mv_transpose, symmetric, definite, step)
+    operator = operator.T if transposed else operator
     return solver(operator, b, x0, preconditioner=precondition, rtol=rtol, steps=steps)
 
 
-def solve(solver, operator: Operator, b, dtype, *, x0=None, rtol=None, steps=None, P=None) -> Solution:
-    """``solver`` on ``operator``, compiled once for all matrices of one size, with its products counted."""
+def solve(
+    solver,
+    operator: Operator,
+    b,
+    dtype,
+    *,
+    x0=None,
+    rtol=None,
+    steps=None,
+    P=None,
+    transposed=False,
+    transposable=False,
+) -> Solution:
+    """``solver`` on ``operator``, compiled once for all matrices of one size, its products with A and A^T counted."""
     jax.effects_barrier()
     before = _products
     A, b, x0, rtol, step, P = (
         None if a is None else jnp.asarray(a, dtype) for a in (operator.matrix, b, x0, rtol, operator.step, P)
     )
-    reads_flags = solver.needs_symmetry or isinstance(solver, bl.Dense) or step is None
+    ignores_flags = isinstance(solver, bl.GMRES | bl.Richardson | NormalCG) and solver.preconditioner is None
+    reads_flags = not ignores_flags or step is None
     flags = {"symmetric": operator.symmetric and reads_flags, "definite": operator.definite and reads_flags}
+    flags |= {"transposed": transposed, "transposable": transposable}
     x, info = jax.block_until_ready(_solve(solver, A, b, x0, rtol, steps, step, P, **flags))
     jax.effects_barrier()
     return Solution(x, info, _products - before)

@@ -1,12 +1,18 @@
 """What theory says of each iteration: finite termination, rates, optimality, exact preconditioners."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from operators import OPERATORS, N, residual, rhs, solve, spd, truth
 
 import bilevel as bl
-from bilevel.status import Status
+from bilevel.linear.neumann import Neumann
+from bilevel.linear.normal_cg import NormalCG
+from bilevel.linear.operator import from_matrix
+from bilevel.status import ProblemError, Status
+
+SOLVERS = {"CG": bl.CG(), "GMRES": bl.GMRES(), "Richardson": bl.Richardson(), "NormalCG": NormalCG()}
 
 
 @pytest.mark.float64
@@ -76,13 +82,62 @@ def test_restarted_gmres_never_loses_ground(restart, dtype):
     assert last < 1e-2 * np.linalg.norm(rhs())
 
 
-@pytest.mark.parametrize("solver", [bl.CG(), bl.GMRES(), bl.Richardson()], ids=["CG", "GMRES", "Richardson"])
+@pytest.mark.parametrize("operator", ["spd 1e1", "contraction", "non-normal", "rotation, far"])
+def test_normal_cg_is_optimal_over_its_krylov_space(operator, dtype):
+    """``norm(b - A x_k)`` is the least over the Krylov space of ``A^T A`` and ``A^T b``, and falls at its rate."""
+    operator = OPERATORS[operator]
+    A, b = operator.matrix, rhs()
+    rate = (operator.condition - 1) / (operator.condition + 1)
+    K, norm_b = (A.T @ b)[:, None], np.linalg.norm(b)
+    rounding = 100 * N * float(jnp.finfo(dtype).eps) * norm_b * operator.condition
+    for k in range(1, 6):
+        run = solve(NormalCG(), operator, b, dtype, steps=k)
+        K = np.linalg.qr(K)[0]
+        y = np.linalg.lstsq(A @ K, b, rcond=None)[0]
+        r = residual(operator, b, run.x, dtype)
+        assert abs(r - np.linalg.norm(b - A @ K @ y)) <= rounding
+        assert r <= 2 * rate**k * norm_b + rounding
+        K = np.column_stack([K, A.T @ (A @ K[:, -1])])
+
+
+def test_normal_cg_solves_where_gmres_stalls(dtype):
+    """A cyclic shift: GMRES needs all n dimensions at once, all singular values are one."""
+    shift = OPERATORS["non-normal"]._replace(matrix=np.roll(np.eye(N), 1, axis=0))
+    assert solve(bl.GMRES(restart=N - 1), shift, np.eye(N)[0], dtype, rtol=1e-3).status == Status.STAGNATED
+    run = solve(NormalCG(), shift, np.eye(N)[0], dtype, rtol=1e-3)
+    assert (run.status, int(run.info.steps)) == (Status.OK, 1)
+
+
+@pytest.mark.parametrize("operator", ["contraction", "rotation", "spd 1e1"])
+def test_the_neumann_series(operator, dtype):
+    """Identity 1.9e: ``Neumann(K)`` is the sum up to the K-th power, and Richardson's K + 1 steps from zero."""
+    operator = OPERATORS[operator]
+    J = np.eye(N) - operator.step * operator.matrix
+    x = operator.step * sum(np.linalg.matrix_power(J, i) @ rhs() for i in range(7))
+    series = solve(Neumann(terms=6), operator, rhs(), dtype, x0=np.ones(N))
+    np.testing.assert_allclose(series.x, x, rtol=0, atol=20 * N * jnp.finfo(dtype).eps * np.linalg.norm(x))
+    richardson = solve(bl.Richardson(steps=7), operator, rhs(), dtype)
+    np.testing.assert_array_equal(series.x, richardson.x)
+    assert series.info.residual_norm == richardson.info.residual_norm
+    assert series.products == int(series.info.matvecs) == 7
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_an_exact_preconditioner_needs_one_step(solver, dtype):
-    operator = OPERATORS["spd 1e1" if solver.needs_symmetry else "contraction"]._replace(step=1.0)
+    solver = SOLVERS[solver]
+    operator = OPERATORS["spd 1e1" if solver.needs_symmetry else "contraction"]
     inverse = np.linalg.inv(operator.matrix)
     run = solve(solver, operator, rhs(), dtype, rtol=float(jnp.finfo(dtype).eps) ** 0.5, P=inverse)
     assert (run.status, int(run.info.steps)) == (Status.OK, 1)
     np.testing.assert_allclose(run.x, truth(operator, rhs(), dtype), rtol=1e2 * N * jnp.finfo(dtype).eps)
+
+
+def test_a_preconditioner_that_cannot_be_transposed_is_refused(dtype):
+    A = jnp.asarray(OPERATORS["contraction"].matrix, dtype)
+    host = jax.ShapeDtypeStruct(A[0].shape, dtype)
+    for opaque in (lambda r: r * r, lambda r: jax.pure_callback(np.asarray, host, r)):
+        with pytest.raises(ProblemError, match="transpose"):
+            NormalCG()(from_matrix(A), A[0], preconditioner=opaque)
 
 
 def test_a_diagonal_preconditioner_pays(dtype):
@@ -114,3 +169,15 @@ def test_settle_waits_for_the_solution(dtype):
     assert settled.status == Status.OK
     assert int(settled.info.steps) > int(loose.info.steps)
     assert np.linalg.norm(settled.x) >= 0.9 * np.linalg.norm(x) > np.linalg.norm(loose.x)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("condition", [1e1, 1e4, 1e7])
+def test_a_settled_solution_is_right_whatever_the_condition_number(condition, dtype):
+    """Within a fifth on ``x = A^(-1/5) z``, whose small eigenvectors make most of x and almost nothing of ``A x``."""
+    operator = spd(condition, n=40)
+    values, Q = np.linalg.eigh(operator.matrix)
+    x = Q @ (values**-0.2 * rhs(40))
+    run = solve(bl.CG(settle=0.03), operator, operator.matrix @ x, dtype, rtol=0.03)
+    assert run.status == Status.OK
+    assert np.linalg.norm(run.x - x) <= 0.2 * np.linalg.norm(x)

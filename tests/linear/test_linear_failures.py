@@ -6,10 +6,12 @@ import pytest
 from operators import OPERATORS, N, Operator, orthogonal, residual, rhs, solve, spd, with_spectrum
 
 import bilevel as bl
+from bilevel.linear.normal_cg import NormalCG
 from bilevel.linear.operator import from_matrix
 from bilevel.status import Status
 
-SOLVERS = {"CG": bl.CG(), "GMRES": bl.GMRES(), "Richardson": bl.Richardson(), "Dense": bl.Dense()}
+SOLVERS = {"CG": bl.CG(), "GMRES": bl.GMRES(), "Richardson": bl.Richardson(), "NormalCG": NormalCG(),
+           "Dense": bl.Dense()}  # fmt: skip
 INDEFINITE = with_spectrum(np.concatenate([[-0.5], np.linspace(0.1, 1.0, N - 1)]))
 SINGULAR = with_spectrum(np.concatenate([[0.0], np.linspace(0.1, 1.0, N - 1)]))
 KERNEL = orthogonal(0)[:, 0]  # of SINGULAR
@@ -37,7 +39,7 @@ def test_negative_curvature_is_reported_on_a_budget(dtype):
     np.testing.assert_allclose(run.x, rhs(), rtol=10 * jnp.finfo(dtype).eps)  # the direction of descent
 
 
-@pytest.mark.parametrize("solver", ["GMRES", "Dense"])
+@pytest.mark.parametrize("solver", ["GMRES", "NormalCG", "Dense"])
 def test_an_indefinite_matrix_is_solved_where_it_may_be(solver, dtype):
     run = at_tolerance(solver, INDEFINITE, rhs(), dtype, symmetric=True)
     assert run.status == Status.OK
@@ -52,6 +54,7 @@ def test_an_inconsistent_singular_system_fails(solver, scale, dtype):
         "CG": (Status.SINGULAR, Status.STAGNATED, Status.MAX_STEPS, Status.NEGATIVE_CURVATURE),
         "GMRES": (Status.SINGULAR, Status.STAGNATED),
         "Richardson": (Status.MAX_STEPS, Status.DIVERGED),
+        "NormalCG": (Status.SINGULAR,),
         "Dense": (Status.SINGULAR,),
     }
     assert run.status in expected[solver]
@@ -69,13 +72,13 @@ def test_a_consistent_singular_system_is_solved_or_fails(solver, dtype):
         assert r <= 2 * float(jnp.finfo(dtype).eps) ** 0.5 * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("solver", ["CG", "GMRES", "Dense"])
+@pytest.mark.parametrize("solver", ["CG", "GMRES", "NormalCG", "Dense"])
 def test_the_zero_matrix_is_singular(solver, dtype):
     run = at_tolerance(solver, np.zeros((N, N)), rhs(), dtype, symmetric=True, definite=True)
     assert run.status == Status.SINGULAR
 
 
-@pytest.mark.parametrize("solver", ["GMRES", "Dense"])
+@pytest.mark.parametrize("solver", ["GMRES", "NormalCG", "Dense"])
 def test_a_nilpotent_matrix_is_singular(solver, dtype):
     run = at_tolerance(solver, NILPOTENT, np.ones(N), dtype)
     assert run.status in (Status.SINGULAR, Status.STAGNATED)
@@ -83,7 +86,7 @@ def test_a_nilpotent_matrix_is_singular(solver, dtype):
 
 
 def test_singular_on_a_budget(dtype):
-    for solver in (bl.GMRES(steps=5), bl.CG(steps=5)):
+    for solver in (bl.GMRES(steps=5), bl.CG(steps=5), NormalCG(steps=5)):
         run = solve(solver, Operator(np.zeros((N, N)), True, True), rhs(), dtype)
         assert run.status == Status.SINGULAR
 

@@ -7,6 +7,8 @@ import pytest
 from operators import OPERATORS, SPD, N, Operator, in_dtype, residual, rhs, solve, spd, truth
 
 import bilevel as bl
+from bilevel.linear.neumann import Neumann
+from bilevel.linear.normal_cg import NormalCG
 from bilevel.linear.operator import LinearOperator, default_rtol, from_matrix
 from bilevel.status import Status
 
@@ -15,16 +17,21 @@ SOLVERS = {
     "GMRES": bl.GMRES(),
     "GMRES(4)": bl.GMRES(restart=4),
     "Richardson": bl.Richardson(),
+    "NormalCG": NormalCG(),
     "Dense": bl.Dense(),
 }
-ITERATIVE = ["CG", "GMRES", "Richardson"]
+ITERATIVE = ["CG", "GMRES", "Richardson", "NormalCG"]
 BUDGETS = {"CG": bl.CG(steps=5), "GMRES": bl.GMRES(steps=5), "GMRES(3)": bl.GMRES(steps=5, restart=3),
-           "Richardson": bl.Richardson(steps=5)}  # fmt: skip
+           "Richardson": bl.Richardson(steps=5), "NormalCG": NormalCG(steps=5),
+           "Neumann": Neumann(terms=4)}  # fmt: skip
+PRODUCTS = {"NormalCG": 2}  # of a step, else one
+LOOSE = {"NormalCG": 0.3}  # else 0.01: where rounding, which CG on A^T A amplifies from step to step, is not seen yet
 # Slow or stalled by nature: too many first-order steps, or too short a cycle. These may fail, aloud.
 HARD = {("GMRES(4)", "spd 1e3"), ("GMRES(4)", "spd 1e6"), ("GMRES(4)", "non-normal"), ("Richardson", "spd 1e3"),
         ("Richardson", "spd 1e6"), ("Richardson", "non-normal"), ("Richardson", "rotation, far")}  # fmt: skip
 FOR = {"CG": "spd 1e3", "GMRES": "contraction", "GMRES(4)": "contraction", "GMRES(3)": "contraction",
-       "Richardson": "contraction", "Dense": "contraction"}  # fmt: skip
+       "Richardson": "contraction", "NormalCG": "contraction", "Neumann": "contraction",
+       "Dense": "contraction"}  # fmt: skip
 
 
 def applicable(solver, operator: Operator, dtype) -> bool:
@@ -70,7 +77,9 @@ def test_tighter_than_rounding_is_never_silently_missed(solver, dtype):
     if solver == "Dense":  # a direct solve has no tolerance
         assert residual(operator, rhs(), run.x, dtype) <= noise(operator, run.x, dtype)
     else:
-        assert run.status in (Status.MAX_STEPS, Status.STAGNATED)
+        # In float32 this matrix cannot be told from a singular one.
+        singular = {Status.SINGULAR} if dtype == jnp.float32 and solver == "NormalCG" else set()
+        assert run.status in {Status.MAX_STEPS, Status.STAGNATED} | singular
         assert np.isfinite(run.x).all()
 
 
@@ -80,7 +89,7 @@ def test_a_budget_runs_exactly(solver, dtype):
     run = solve(BUDGETS[solver], operator, rhs(), dtype)
     assert (run.status, int(run.info.steps)) == (Status.OK, 5)
     cycles = {"GMRES": 1, "GMRES(3)": 2}.get(solver, 0)  # one more product each, for the true residual
-    assert run.products == int(run.info.matvecs) == 5 + cycles
+    assert run.products == int(run.info.matvecs) == 5 * PRODUCTS.get(solver, 1) + cycles
     r = residual(operator, rhs(), run.x, dtype)
     assert abs(float(run.info.residual_norm) - r) <= noise(operator, run.x, dtype)
 
@@ -91,7 +100,8 @@ def test_a_budget_may_be_data(solver, steps, dtype):
     operator = OPERATORS[FOR[solver]]
     run = solve(SOLVERS[solver], operator, rhs(), dtype, steps=steps)
     assert (run.status, int(run.info.steps)) == (Status.OK, steps)
-    assert run.products == int(run.info.matvecs) == steps + (solver == "GMRES" and steps > 0)
+    expected = steps * PRODUCTS.get(solver, 1) + (solver == "GMRES" and steps > 0)
+    assert run.products == int(run.info.matvecs) == expected
 
 
 @pytest.mark.parametrize("steps", [3, 40])
@@ -143,7 +153,8 @@ def test_warm_starts(solver, dtype):
 @pytest.mark.parametrize("solver", [*ITERATIVE, "Dense"])
 def test_pytrees_are_vectors(solver, dtype):
     """Leaves of several shapes give the same solution as the flat vector."""
-    operator, solver, rtol = OPERATORS["spd 1e1"], SOLVERS[solver], tolerance(dtype)
+    operator, a_step, rtol = OPERATORS["spd 1e1"], PRODUCTS.get(solver, 0), tolerance(dtype)
+    solver = SOLVERS[solver]
     A = jnp.asarray(operator.matrix, dtype)
 
     def flat(x):
@@ -159,7 +170,8 @@ def test_pytrees_are_vectors(solver, dtype):
 
     x, info = run(split(jnp.asarray(rhs(), dtype)))
     whole = solve(solver, operator, rhs(), dtype, rtol=rtol)
-    assert (int(info.status), int(info.matvecs)) == (Status.OK, int(whole.info.matvecs))
+    assert int(info.status) == Status.OK
+    assert abs(int(info.matvecs) - int(whole.info.matvecs)) <= a_step
     assert residual(operator, rhs(), flat(x), dtype) <= rtol * np.linalg.norm(rhs()) + noise(operator, flat(x), dtype)
     assert np.linalg.norm(flat(x) - whole.x) <= operator.condition * 2 * rtol * np.linalg.norm(whole.x)
 
@@ -194,12 +206,21 @@ def test_two_thousand_unknowns_in_float32(solver):
     assert np.linalg.norm(b - d * x - U @ (V.T @ x)) <= 1.01e-4 * np.linalg.norm(b)
 
 
+@pytest.mark.parametrize("solver", ["CG", "GMRES", "NormalCG"])
+def test_no_scale_overflows_or_underflows_in_float32(solver):
+    A, b, dtype = spd(1e1).matrix, rhs(), jnp.float32
+    for of_A, of_b in [(1e-20, 1.0), (1e20, 1.0), (1.0, 1e-20), (1.0, 1e20), (1e-20, 1e-20), (1e20, 1e20)]:
+        run = solve(SOLVERS[solver], Operator(of_A * A, True, True), of_b * b, dtype, rtol=1e-4)
+        assert run.status == Status.OK, (of_A, of_b)
+        assert residual(Operator(of_A * A), of_b * b, run.x, dtype) <= 1.01e-4 * of_b * np.linalg.norm(b)
+
+
 @pytest.mark.parametrize("solver", ITERATIVE)
 def test_a_batch_is_a_loop(solver, dtype):
     """Each lane ends as it does alone; one that fails leaves the others as they are."""
+    rtol = jnp.asarray(LOOSE.get(solver, 1e-2), dtype)
     solver, names = SOLVERS[solver], ["spd 1e1", "identity", "spd tiny", "spd huge"]
     operators = [OPERATORS[name] for name in names] + [Operator(-np.eye(N), True)]
-    rtol = jnp.asarray(1e-2, dtype)
 
     def one(A, b, step):
         return solver(from_matrix(A, symmetric=True, step=step), b, rtol=rtol)
@@ -230,7 +251,7 @@ def test_eager_and_compiled_agree(solver, dtype):
     np.testing.assert_allclose(x, compiled.x, rtol=0, atol=1e3 * N * jnp.finfo(dtype).eps * size)
 
 
-@pytest.mark.parametrize("solver", [bl.CG, bl.GMRES, bl.Richardson])
+@pytest.mark.parametrize("solver", [bl.CG, bl.GMRES, bl.Richardson, NormalCG])
 def test_tolerances_and_data_do_not_recompile(solver, dtype):
     traces = []
 

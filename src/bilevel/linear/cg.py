@@ -8,13 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
-from bilevel.linear.operator import LinearOperator, default_rtol, start
+from bilevel.linear.operator import LinearOperator, divisor, request, start
+from bilevel.linear.rounds import Round, rounds
 from bilevel.loops import bounded_while
 from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
 
-MAX_ROUNDS = 4  # times the recursive residual is replaced by the true one before rounding is blamed
+
+MARGIN = 0.1  # by which the smallest Rayleigh quotient met is held to lie above the smallest eigenvalue
 
 
 @tree.record
@@ -31,19 +33,24 @@ class CG:
         not given either: the square root of machine epsilon.
     settle
         For loose solves whose solution, not residual, must be right: stop only when moreover the norm of the
-        solution has grown by less than this fraction over the last third of the iterations (it grows
-        monotonically: Steihaug 1983, Theorem 2.1).
+        solution has grown by less than this fraction over the last half of the iterations (it grows
+        monotonically: Steihaug 1983, Theorem 2.1), or the residual is small beside this fraction of the solution
+        times the smallest Rayleigh quotient met.
+    preconditioner
+        A :class:`~bilevel.linear.operator.Preconditioner`, positive definite.
 
     Notes
     -----
-    Cost: one matvec a step, one more for a warm start, and one per check of the true residual (``rtol`` only).
-    Statuses: ``NEGATIVE_CURVATURE``, ``SINGULAR``, ``MAX_STEPS``, ``STAGNATED`` (rounding), ``NONFINITE``. On a
-    failure the iterate before it is returned, the right-hand side if it comes at once.
+    Cost: one matvec a step, one more for a warm start, one per check of the true residual (``rtol`` only), and
+    those of the preconditioner. Statuses: ``NEGATIVE_CURVATURE`` (of ``A`` or of the preconditioner),
+    ``SINGULAR``, ``MAX_STEPS``, ``STAGNATED`` (rounding), ``NONFINITE``. On a failure the iterate before it is
+    returned, the right-hand side if it comes at once.
     """
 
     steps: int | None = field(default=None, metadata={"static": True})
     rtol: Any = None
     settle: Any = None
+    preconditioner: Any = None
 
     needs_symmetry = True
 
@@ -58,17 +65,20 @@ class CG:
         steps: Any = None,
     ) -> tuple[Tree, SolveInfo]:
         """Solve ``A x = b``; see :class:`~bilevel.linear.operator.LinearSolver`."""
-        rtol = self.rtol if rtol is None else rtol
-        steps = self.steps if steps is None else steps
-        precondition = preconditioner or (lambda r: r)
+        most = 10 * tree.size(b) + 100
+        ask = request(self, A, b, preconditioner=preconditioner, rtol=rtol, steps=steps, most=most)
         x, r, matvecs = start(A, b, x0)
-        if rtol is None and steps is not None:
-            run = run_cg(A, r, precondition, None, self.settle, steps)
-            info = SolveInfo(run.step, matvecs + run.step, run.residual_norm, run.status)
-            return tree.add(x, run.x), info
-        steps = 10 * tree.size(b) + 100 if steps is None else steps
-        target = (default_rtol(b) if rtol is None else rtol) * tree.norm(b)
-        return _refined(A, b, x, r, matvecs, precondition, target, self.settle, steps)
+        matvecs += ask.matvecs
+        if ask.budget:
+            run = run_cg(A, r, ask.precondition, None, self.settle, ask.steps)
+            return tree.add(x, run.x), SolveInfo(run.step, matvecs + run.step, run.residual_norm, run.status)
+
+        def iterate(r: Tree, steps: Any) -> Round:
+            run = run_cg(A, r, ask.precondition, ask.target, self.settle, steps)
+            return Round(run.x, run.step, run.status)
+
+        x, info = rounds(iterate, A, b, x, r, ask.target, ask.steps, products=1)
+        return x, info.plus(matvecs)
 
 
 class CGRun(NamedTuple):
@@ -78,11 +88,14 @@ class CGRun(NamedTuple):
     r: Tree
     p: Tree
     rz: Float[Array, ""]  # <r, M r>
+    pp: Float[Array, ""]  # <p, M^-1 p>
     residual_norm: Float[Array, ""]
     step: Int[Array, ""]
     status: Int[Array, ""]
-    largest: Float[Array, ""]  # largest Rayleigh quotient met
-    x_mark: Float[Array, ""]  # norm(x)^2 at the last mark
+    largest: Float[Array, ""]  # largest Rayleigh quotient of A met
+    smallest: Float[Array, ""]  # smallest one
+    largest_scaled: Float[Array, ""]  # largest Rayleigh quotient of M A met
+    size_mark: Float[Array, ""]  # norm(x) at the last mark
     step_mark: Int[Array, ""]
     settled: Bool[Array, ""]
 
@@ -94,41 +107,47 @@ def run_cg(A, r0: Tree, precondition, target, settle, steps) -> CGRun:
     error estimates). ``settle`` as there; status ``MAX_STEPS`` where the target was not reached. Cost: one
     matvec a step.
     """
-    unit = tree.norm(r0)
-    unit = jnp.where(unit > 0, unit, 1.0)  # NaN stays NaN and is found below
+    unit = divisor(tree.norm(r0))
     r = tree.scale(1 / unit, r0)
+    # CG does not feel the scale of M; with M r_0 of norm one nothing below can overflow.
     z = precondition(r)
-    zero = jnp.zeros((), tree.dtype(r0))
+    weight = divisor(tree.norm(z))
+    z = tree.scale(1 / weight, z)
+    zero, rz = jnp.zeros((), tree.dtype(r0)), tree.dot(r, z)
     state = CGRun(
-        tree.zeros_like(r), r, z, tree.dot(r, z), tree.norm(r), jnp.asarray(0), code(Status.OK),
-        zero, zero, jnp.asarray(0), jnp.asarray(settle is None),
+        tree.zeros_like(r), r, z, rz, rz, tree.norm(r), jnp.asarray(0), code(Status.OK),
+        zero, zero + jnp.inf, zero, zero, jnp.asarray(0), jnp.asarray(settle is None),
     )  # fmt: skip
     small = tree.eps(r0)
 
     def reached(s: CGRun):
         if target is None:
             return jnp.asarray(False)
-        return (s.residual_norm <= target / unit) & (s.settled | (s.residual_norm <= 1e-2 * target / unit))
+        return (s.residual_norm <= target / unit) & s.settled
 
     def body(s: CGRun) -> CGRun:
         Ap = A.mv(s.p)
-        curvature, pp = tree.dot(s.p, Ap), tree.dot(s.p, s.p)
-        largest = jnp.maximum(s.largest, jnp.where(pp > 0, curvature / pp, 0.0))
-        status = _judge(curvature, pp, tree.dot(Ap, Ap), largest, small)
-        status = jnp.where(s.residual_norm > small**2, status, code(Status.OK))
+        curvature = tree.dot(s.p, Ap)
+        s, status = _judge(s, curvature, tree.norm(Ap), small)
         # Past rounding the recursion only shrinks towards underflow: x stays as it is.
+        status = jnp.where(s.residual_norm > small**2, status, code(Status.OK))
         ok = (status == Status.OK) & (s.residual_norm > small**2)
         alpha = jnp.where(ok, s.rz / jnp.where(ok, curvature, 1.0), 0.0)
         x = tree.axpy(alpha, s.p, s.x)
         r = tree.axpy(-alpha, Ap, s.r)
-        z = precondition(r)
+        z = tree.scale(1 / weight, precondition(r))
         rz = tree.dot(r, z)
-        p = tree.axpy(jnp.where(ok, rz / jnp.where(ok, s.rz, 1.0), 0.0), s.p, z)
+        beta = jnp.where(ok, rz / jnp.where(ok, s.rz, 1.0), 0.0)
         at_once = (s.step == 0) & (status != Status.OK)
-        x = tree.where(at_once, z, x)
-        step = s.step + 1
         new = s._replace(
-            x=x, r=r, p=p, rz=rz, residual_norm=jnp.sqrt(tree.dot(r, r)), step=step, status=status, largest=largest
+            x=tree.where(at_once, s.r, x),
+            r=r,
+            p=tree.axpy(beta, s.p, z),
+            rz=rz,
+            pp=rz + beta**2 * s.pp,  # <M^-1 p, z> = <p, r> = 0 for the last p
+            residual_norm=jnp.sqrt(tree.dot(r, r)),
+            step=s.step + 1,
+            status=status,
         )
         return new if settle is None else _mark(new, settle)
 
@@ -138,59 +157,39 @@ def run_cg(A, r0: Tree, precondition, target, settle, steps) -> CGRun:
     return end._replace(x=tree.scale(unit, end.x), residual_norm=unit * end.residual_norm, status=status)
 
 
-def _judge(curvature, pp, ApAp, largest, small) -> Int[Array, ""]:
-    """Status after the product ``A p``: rounding makes ``p^T A p`` uncertain by ``eps |p| |A p|``.
+def _judge(s: CGRun, curvature, norm_Ap, small) -> tuple[CGRun, Int[Array, ""]]:
+    """Status after the product ``A p``, and the state with the Rayleigh quotients it shows.
 
-    A Rayleigh quotient below ``eps`` times the largest one met cannot be told from zero. A semidefinite matrix
-    then has ``A p = 0`` (``|A p|^2 <= |A| p^T A p``); where it has not, the curvature is negative elsewhere.
+    Rounding makes ``p^T A p`` uncertain by ``eps |p| |A p|``, and a Rayleigh quotient below ``eps`` times the
+    largest one met cannot be told from zero. That is judged where M has removed the scales of A, by
+    ``p^T A p / p^T M^-1 p``. Negative is said where the quotients of A itself say it: a semidefinite matrix has
+    ``A p = 0`` where ``p^T A p = 0`` (``|A p|^2 <= |A| p^T A p``); one that has not is negative elsewhere.
     """
-    noise = small * jnp.maximum(jnp.sqrt(pp) * jnp.sqrt(ApAp), pp * largest)
-    in_kernel = ApAp <= 100 * small * pp * largest**2  # the largest quotient met is below |A|
-    negative = (curvature < -noise) | ~in_kernel
-    status = jnp.where(negative, code(Status.NEGATIVE_CURVATURE), code(Status.SINGULAR))
-    status = jnp.where(curvature > noise, code(Status.OK), status)
-    return jnp.where(jnp.isfinite(curvature), status, code(Status.NONFINITE))
+    norm_p = tree.norm(s.p)
+    quotient = jnp.where(norm_p > 0, curvature / divisor(norm_p) ** 2, 0.0)
+    largest = jnp.maximum(s.largest, quotient)
+    scaled = jnp.maximum(s.largest_scaled, jnp.where(s.pp > 0, curvature / divisor(s.pp), 0.0))
+    positive = curvature > small * jnp.maximum(norm_p * norm_Ap, s.pp * scaled)
+    in_kernel = norm_Ap <= 10 * small**0.5 * norm_p * largest  # the largest quotient met is below |A|
+    negative = (curvature < -small * norm_p * jnp.maximum(norm_Ap, norm_p * largest)) | ~in_kernel
+    status = jnp.where(negative | (s.rz < 0), code(Status.NEGATIVE_CURVATURE), code(Status.SINGULAR))
+    status = jnp.where(positive & (s.rz >= 0), code(Status.OK), status)
+    status = jnp.where(jnp.isfinite(curvature), status, code(Status.NONFINITE))
+    return s._replace(largest=largest, smallest=jnp.minimum(s.smallest, quotient), largest_scaled=scaled), status
 
 
 def _mark(s: CGRun, settle) -> CGRun:
-    """Compare ``norm(x)`` with its value a third of the iterations ago."""
-    due = s.step >= s.step_mark + s.step_mark // 2 + 3
-    xx = tree.dot(s.x, s.x)
-    settled = jnp.where(due, jnp.sqrt(xx) - jnp.sqrt(s.x_mark) <= settle * jnp.sqrt(xx), s.settled)
+    """Compare ``norm(x)`` with its value half of the iterations ago, and the residual with what x may lack.
+
+    That is at most ``norm(r)`` over the smallest eigenvalue, for which the smallest Rayleigh quotient met stands,
+    from above. A small residual alone tells nothing where the condition number is large.
+    """
+    due = s.step >= 2 * s.step_mark + 3
+    size = tree.norm(s.x)
+    settled = jnp.where(due, size - s.size_mark <= settle * size, s.settled)
+    complete = s.residual_norm <= MARGIN * settle * s.smallest * size
     return s._replace(
-        settled=settled, x_mark=jnp.where(due, xx, s.x_mark), step_mark=jnp.where(due, s.step, s.step_mark)
+        settled=settled | complete,
+        size_mark=jnp.where(due, size, s.size_mark),
+        step_mark=jnp.where(due, s.step, s.step_mark),
     )
-
-
-class _Rounds(NamedTuple):
-    x: Tree
-    r: Tree
-    residual_norm: Float[Array, ""]
-    steps: Int[Array, ""]
-    matvecs: Int[Array, ""]
-    status: Int[Array, ""]
-
-
-def _refined(A, b, x, r, matvecs, precondition, target, settle, steps) -> tuple[Tree, SolveInfo]:
-    """Rounds of CG, each on the true residual of the last, until that one is below ``target``."""
-    norm_r = tree.norm(r)
-    running = code(Status.MAX_STEPS)  # what it will be if the loop runs out
-    state = _Rounds(x, r, norm_r, jnp.asarray(0), jnp.asarray(matvecs), _rounds_status(norm_r, target, running))
-
-    def one_round(s: _Rounds) -> _Rounds:
-        run = run_cg(A, s.r, precondition, target, settle, steps - s.steps)
-        x = tree.add(s.x, run.x)
-        r = tree.sub(b, A.mv(x))
-        norm_r = tree.norm(r)
-        stalled = jnp.where(norm_r > s.residual_norm / 2, code(Status.STAGNATED), running)
-        status = jnp.where(run.status == Status.OK, _rounds_status(norm_r, target, stalled), run.status)
-        return _Rounds(x, r, norm_r, s.steps + run.step, s.matvecs + run.step + 1, status)
-
-    end = bounded_while(lambda s: (s.status == running) & (s.steps < steps), one_round, state, MAX_ROUNDS)
-    status = jnp.where((end.status == running) & (end.steps < steps), code(Status.STAGNATED), end.status)
-    return end.x, SolveInfo(end.steps, end.matvecs, end.residual_norm, status)
-
-
-def _rounds_status(norm_r, target, otherwise) -> Int[Array, ""]:
-    status = jnp.where(norm_r <= target, code(Status.OK), otherwise)
-    return jnp.where(jnp.isfinite(norm_r), status, code(Status.NONFINITE))

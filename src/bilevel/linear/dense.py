@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from bilevel import tree
 from bilevel.linear.operator import LinearOperator
@@ -45,29 +45,28 @@ class Dense:
         """Solve ``A x = b``; see :class:`~bilevel.linear.operator.LinearSolver`."""
         M = A.dense(b)
         rhs, unravel = ravel_pytree(b)
-        solve, definite = _factorize(M, A.symmetric and A.definite)
+        factors = jax.scipy.linalg.lu_factor(M)
+
+        def solve(y: Float[Array, " n"]) -> Float[Array, " n"]:
+            return jax.scipy.linalg.lu_solve(factors, y)
+
         x = solve(rhs)
         x = x + solve(rhs - M @ x)
         residual = rhs - M @ x
         status = jnp.where(
             _inverse_norm(solve, M) * _max_norm(M) * jnp.finfo(M.dtype).eps < 1, code(Status.OK), code(Status.SINGULAR)
         )
-        status = jnp.where(definite, status, code(Status.NEGATIVE_CURVATURE))
+        if A.symmetric and A.definite:
+            status = jnp.where(is_definite(M), status, code(Status.NEGATIVE_CURVATURE))
         status = jnp.where(jnp.isfinite(M).all() & jnp.isfinite(rhs).all(), status, code(Status.NONFINITE))
         n = jnp.asarray(rhs.size)
         return unravel(x), SolveInfo(jnp.asarray(1), n, jnp.linalg.norm(residual), status)
 
 
-def _factorize(M: Float[Array, "n n"], definite: bool):
-    """A solve with the factors of M, and whether M is definite where it must be."""
-    if not definite:
-        factors = jax.scipy.linalg.lu_factor(M)
-        return lambda y: jax.scipy.linalg.lu_solve(factors, y), jnp.asarray(True)
+def is_definite(M: Float[Array, "n n"]) -> Bool[Array, ""]:
+    """Whether a symmetric M is positive definite up to rounding: a singular matrix is told from an indefinite one."""
     shift = len(M) * jnp.finfo(M.dtype).eps * _max_norm(M) + jnp.finfo(M.dtype).tiny
-    # Definite up to rounding: a singular matrix is told apart from an indefinite one.
-    definite_up_to_rounding = jnp.isfinite(jnp.linalg.cholesky(M + shift * jnp.eye(len(M), dtype=M.dtype))).all()
-    factors = jax.scipy.linalg.lu_factor(M)
-    return lambda y: jax.scipy.linalg.lu_solve(factors, y), definite_up_to_rounding
+    return jnp.isfinite(jnp.linalg.cholesky(M + shift * jnp.eye(len(M), dtype=M.dtype))).all()
 
 
 def _max_norm(M: Float[Array, "n n"]) -> Float[Array, ""]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bilevel import tree
-from bilevel.linear.operator import LinearOperator, default_rtol, start
+from bilevel.linear.operator import LinearOperator, request, start
 from bilevel.linear.spectral import basis_combine, basis_dot
 from bilevel.loops import bounded_while
 from bilevel.status import SolveInfo, Status, code
@@ -32,16 +32,20 @@ class GMRES:
         not given either: the square root of machine epsilon.
     restart
         Steps m between restarts; ``m + 1`` vectors are kept.
+    preconditioner
+        A :class:`~bilevel.linear.operator.Preconditioner`.
 
     Notes
     -----
-    Cost: one matvec a step, one per cycle for the true residual, one for a warm start. Statuses: ``SINGULAR``,
-    ``STAGNATED`` (a whole cycle without progress), ``MAX_STEPS``, ``NONFINITE``.
+    Cost: one matvec a step, one per cycle for the true residual, one for a warm start, those of the
+    preconditioner. Statuses: ``SINGULAR``, ``STAGNATED`` (a whole cycle without progress), ``MAX_STEPS``,
+    ``NONFINITE``.
     """
 
     steps: int | None = field(default=None, metadata={"static": True})
     rtol: Any = None
     restart: int = field(default=40, metadata={"static": True})
+    preconditioner: Any = None
 
     needs_symmetry = False
 
@@ -56,23 +60,20 @@ class GMRES:
         steps: Any = None,
     ) -> tuple[Tree, SolveInfo]:
         """Solve ``A x = b``; see :class:`~bilevel.linear.operator.LinearSolver`."""
-        rtol = self.rtol if rtol is None else rtol
-        steps = self.steps if steps is None else steps
-        budget = rtol is None and steps is not None
-        target = 0.0 if budget else (default_rtol(b) if rtol is None else rtol) * tree.norm(b)
-        steps = 10 * tree.size(b) + 100 if steps is None else steps
+        most = 10 * tree.size(b) + 100
+        ask = request(self, A, b, preconditioner=preconditioner, rtol=rtol, steps=steps, most=most)
+        target, steps = ask.target, ask.steps
         m = min(self.restart, tree.size(b), *([steps] if isinstance(steps, int) else []))
-        precondition = preconditioner or (lambda x: x)
         x, r, matvecs = start(A, b, x0)
         norm_r = tree.norm(r)
         running = code(Status.MAX_STEPS)
-        state = _Cycles(x, r, norm_r, jnp.asarray(0), jnp.asarray(matvecs), running)
+        state = _Cycles(x, r, norm_r, jnp.asarray(0), jnp.asarray(matvecs + ask.matvecs), running)
 
         def unfinished(s: _Cycles):
             return (s.status == running) & (s.residual_norm > target) & (s.steps < steps)
 
         def body(s: _Cycles) -> _Cycles:
-            dx, taken, singular = _cycle(A, s.r, precondition, target, jnp.minimum(m, steps - s.steps), m)
+            dx, taken, singular = _cycle(A, s.r, ask.precondition, target, jnp.minimum(m, steps - s.steps), m)
             x = tree.add(s.x, dx)
             r = tree.sub(b, A.mv(x))
             norm_r = tree.norm(r)
@@ -87,7 +88,7 @@ class GMRES:
             )
 
         end = bounded_while(unfinished, body, state, steps)
-        reached = (end.residual_norm <= target) | (budget & (end.status <= Status.STAGNATED))
+        reached = (end.residual_norm <= target) | (ask.budget & (end.status <= Status.STAGNATED))
         status = jnp.where(reached, code(Status.OK), end.status)
         status = jnp.where(jnp.isfinite(end.residual_norm), status, code(Status.NONFINITE))
         return end.x, SolveInfo(end.steps, end.matvecs, end.residual_norm, status)

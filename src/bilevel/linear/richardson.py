@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bilevel import tree
-from bilevel.linear.operator import LinearOperator, default_rtol, start
+from bilevel.linear.operator import LinearOperator, request, start
 from bilevel.linear.spectral import largest_eigenvalue
 from bilevel.loops import bounded_while
 from bilevel.status import ProblemError, SolveInfo, Status, code
@@ -32,17 +32,21 @@ class Richardson:
         Stop at ``norm(b - A x) <= rtol * norm(b)``. Default, where ``steps`` is not given either: the
         square root of machine epsilon.
     step
-        The step; default that of the lower-level map, else one over the largest eigenvalue, estimated.
+        The step; default with a preconditioner one, without it that of the lower-level map, else one over the
+        largest eigenvalue, estimated.
+    preconditioner
+        A :class:`~bilevel.linear.operator.Preconditioner` ``M``: ``x <- x + step M (b - A x)``.
 
     Notes
     -----
-    Cost: one matvec a step, one for a warm start, those of the estimate. Statuses: ``MAX_STEPS``,
-    ``DIVERGED``, ``NONFINITE``.
+    Cost: one matvec a step, one for a warm start, those of the estimate and the preconditioner. Statuses:
+    ``MAX_STEPS``, ``DIVERGED``, ``NONFINITE``.
     """
 
     steps: int | None = field(default=None, metadata={"static": True})
     rtol: Any = None
     step: Any = None
+    preconditioner: Any = None
 
     needs_symmetry = False
 
@@ -57,34 +61,32 @@ class Richardson:
         steps: Any = None,
     ) -> tuple[Tree, SolveInfo]:
         """Solve ``A x = b``; see :class:`~bilevel.linear.operator.LinearSolver`."""
-        rtol = self.rtol if rtol is None else rtol
-        steps = self.steps if steps is None else steps
-        budget = rtol is None and steps is not None
-        step, estimate = self._step(A, b)
-        precondition = preconditioner or (lambda r: r)
+        ask = request(self, A, b, preconditioner=preconditioner, rtol=rtol, steps=steps, most=10_000)
+        step, estimate = self._step(A, b, preconditioned=ask.preconditioner is not None)
         x, r, matvecs = start(A, b, x0)
-        b_norm = tree.norm(b)
-        target = (default_rtol(b) if rtol is None else rtol) * b_norm
-        limit = b_norm / tree.eps(b) ** 0.5  # beyond it the iteration diverges
+        limit = tree.norm(b) / tree.eps(b) ** 0.5  # beyond it the iteration diverges
 
         def unfinished(s: _Run):
-            return jnp.isfinite(s.residual_norm) & (budget | ((s.residual_norm > target) & (s.residual_norm <= limit)))
+            return jnp.isfinite(s.residual_norm) & (
+                ask.budget | ((s.residual_norm > ask.target) & (s.residual_norm <= limit))
+            )
 
         def body(s: _Run) -> _Run:
-            x = tree.axpy(step, precondition(s.r), s.x)
+            x = tree.axpy(step, ask.precondition(s.r), s.x)
             r = tree.sub(b, A.mv(x))
             return _Run(x, r, tree.norm(r), s.step + 1)
 
         start_run = _Run(x, r, tree.norm(r), jnp.asarray(0))
-        end = bounded_while(unfinished, body, start_run, 10_000 if steps is None else steps)
-        status = jnp.where(budget | (end.residual_norm <= target), code(Status.OK), code(Status.MAX_STEPS))
+        end = bounded_while(unfinished, body, start_run, ask.steps)
+        status = jnp.where(ask.budget | (end.residual_norm <= ask.target), code(Status.OK), code(Status.MAX_STEPS))
         status = jnp.where(end.residual_norm > limit, code(Status.DIVERGED), status)
         status = jnp.where(jnp.isfinite(end.residual_norm), status, code(Status.NONFINITE))
-        return end.x, SolveInfo(end.step, end.step + matvecs + estimate, end.residual_norm, status)
+        return end.x, SolveInfo(end.step, end.step + matvecs + estimate + ask.matvecs, end.residual_norm, status)
 
-    def _step(self, A: LinearOperator, b: Tree) -> tuple[Any, int]:
+    def _step(self, A: LinearOperator, b: Tree, preconditioned: bool) -> tuple[Any, int]:
         """The step and the matvecs its estimate took."""
-        step = A.step if self.step is None else self.step
+        default = 1.0 if preconditioned else A.step
+        step = default if self.step is None else self.step
         if step is not None:
             return step, 0
         if not A.symmetric:
