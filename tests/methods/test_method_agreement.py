@@ -27,7 +27,7 @@ def tight(rtol):
         "itd-truncated": bl.ITD(steps=700, truncate=350),
         "itd-checkpointed": bl.ITD(steps=500, checkpoint="sqrt"),
         "itd-forward": bl.ITD(steps=500, mode="forward"),
-        "itd-anderson": bl.ITD(bl.Anderson(steps=12)),
+        "itd-anderson": bl.ITD(bl.Anderson(steps=60)),
         "itd-heavy-ball": bl.ITD(bl.HeavyBall(steps=250)),
         "itd-nesterov": bl.ITD(bl.Nesterov(steps=400)),
         "aid-anderson-normal": bl.AID(bl.Anderson(rtol=rtol), bl.NormalCG(rtol=rtol)),

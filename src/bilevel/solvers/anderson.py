@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
 from bilevel.linear.spectral import basis_combine, basis_dot
@@ -15,7 +15,8 @@ from bilevel.solvers.iteration import solve_by_iteration, with_map_step
 Tree = Any
 
 RIDGE = 100.0  # eps of regularization of the normal equations, whose columns have norm one
-GROWTH = 10.0  # a residual that has grown by so much since the memory began says that the memory misleads
+GROWTH = 10.0  # a residual so many times the smallest since the memory began says that the memory misleads
+NOISE = 100.0  # eps of w: differences of residuals below are rounding, and mixing them is noise
 
 
 class _Memory(NamedTuple):
@@ -25,7 +26,7 @@ class _Memory(NamedTuple):
     iterates: Tree  # differences of iterates, leading axis m
     residuals: Tree  # differences of residuals, leading axis m
     held: Int[Array, ""]  # differences taken since the memory began
-    first: Float[Array, ""]  # norm of the residual with which the memory began
+    least: Float[Array, ""]  # smallest norm of a residual since the memory began
 
 
 @tree.record
@@ -38,7 +39,7 @@ class Anderson:
         gamma = argmin |r - dR gamma|,      w <- w + damping r - (dW + damping dR) gamma.
 
     On affine maps this is GMRES(m)-like; it often converges where the map is no contraction. The memory is
-    dropped where the residual has grown tenfold.
+    dropped where the residual is ten times the smallest it has seen, and at rounding, where plain steps go on.
 
     Parameters
     ----------
@@ -85,29 +86,37 @@ class Anderson:
         """Remember the last difference, mix, and step."""
         r = tree.scale(-self.step, F)
         norm_r = tree.norm(jax.lax.stop_gradient(r))
-        begins = (state.held < 0) | (norm_r > GROWTH * state.first)
+        rounding = norm_r <= NOISE * tree.eps(r) * tree.norm(jax.lax.stop_gradient(state.w))
+        begins = (state.held < 0) | (norm_r > GROWTH * state.least) | rounding
         held = jnp.where(begins, 0, state.held + 1)
         slot = jnp.maximum(held - 1, 0) % self.memory
         dW = _put(state.iterates, slot, tree.sub(state.w, state.last_w))
         dR = _put(state.residuals, slot, tree.sub(r, state.last_r))
-        gamma = _mixing(dR, r, jnp.arange(self.memory) < held)
-        mixed = tree.add(basis_combine(dW, gamma), tree.scale(self.damping, basis_combine(dR, gamma)))
+        scaled_dW, scaled_dR, used = _scaled(dW, dR, jnp.arange(self.memory) < held)
+        gamma = _mixing(scaled_dR, r, used)
+        mixed = tree.axpy(self.damping, basis_combine(scaled_dR, gamma), basis_combine(scaled_dW, gamma))
         w = tree.sub(tree.axpy(self.damping, r, state.w), mixed)
-        return _Memory(w, state.w, r, dW, dR, held, jnp.where(begins, norm_r, state.first))
+        return _Memory(w, state.w, r, dW, dR, held, jnp.where(begins, norm_r, jnp.minimum(state.least, norm_r)))
 
 
 def _put(basis: Tree, slot: Any, x: Tree) -> Tree:
     return jax.tree.map(lambda B, x: B.at[slot].set(x), basis, x)
 
 
-def _mixing(dR: Tree, r: Tree, used: Any) -> Float[Array, " m"]:
-    """``argmin |r - dR gamma|`` by regularized normal equations in columns of norm one; 0 for unused columns."""
-    squares = jax.vmap(lambda x: tree.dot(x, x))(dR)
-    used = used & (squares > 0)
-    size = jnp.sqrt(jnp.where(used, squares, 1.0))
-    gram = jax.vmap(lambda x: basis_dot(dR, x))(dR) / (size[:, None] * size[None])
-    both = used[:, None] & used[None]
-    identity = jnp.eye(len(size), dtype=size.dtype)
-    gram = jnp.where(both, gram, identity) + RIDGE * tree.eps(r) * identity
-    rhs = jnp.where(used, basis_dot(dR, r) / size, 0.0)
-    return jnp.where(used, jax.scipy.linalg.solve(gram, rhs, assume_a="pos") / size, 0.0)
+def _scaled(dW: Tree, dR: Tree, held: Bool[Array, " m"]) -> tuple[Tree, Tree, Bool[Array, " m"]]:
+    """Both in units in which the columns of dR have norm one, and which columns are used.
+
+    The least-squares problem does not feel the units: for differentiation they are constants.
+    """
+    size = jax.vmap(tree.norm)(jax.lax.stop_gradient(dR))
+    used = held & (size > 0)
+    unit = jnp.where(used, 1 / jnp.where(used, size, 1.0), 0.0)
+    return *(jax.tree.map(lambda B: jax.vmap(jnp.multiply)(unit.astype(B.dtype), B), basis) for basis in (dW, dR)), used
+
+
+def _mixing(dR: Tree, r: Tree, used: Bool[Array, " m"]) -> Float[Array, " m"]:
+    """``argmin |r - dR gamma|`` by regularized normal equations; columns that are not used are zero."""
+    gram = jax.vmap(lambda x: basis_dot(dR, x))(dR)
+    identity = jnp.eye(len(used), dtype=gram.dtype)
+    gram = jnp.where(used[:, None] & used[None], gram, identity) + RIDGE * tree.eps(r) * identity
+    return jax.scipy.linalg.solve(gram, basis_dot(dR, r), assume_a="pos")
