@@ -17,7 +17,7 @@ from compare import Comparison
 from environments import LIBRARIES, variables
 from page import PAGE, PEER_RECORDS, append, comparison_tables, newest_records, render
 
-LARGE, SMALL = (10_000, 1_000, 2), (500, 50, 3)  # samples, features, rounds
+LARGE, SMALL = (10_000, 1_000, 1), (500, 50, 3)  # samples, features, rounds
 REPEAT = {"least": 1, "most": 100, "budget": 1.0}  # calls of a row in one process; the budget in seconds
 
 
