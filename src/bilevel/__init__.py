@@ -1,7 +1,6 @@
 """Hypergradients of bilevel problems, with their error."""
 
 from bilevel import algorithms
-from bilevel.certificates.constants import Constants, estimate_constants
 from bilevel.hypergradient import hypergradient
 from bilevel.implicit import implicit
 from bilevel.linear.cg import CG
@@ -37,7 +36,6 @@ __all__ = [
     "Anderson",
     "Automatic",
     "BilevelError",
-    "Constants",
     "ConvergenceError",
     "Dense",
     "Exact",
@@ -61,7 +59,6 @@ __all__ = [
     "SolveInfo",
     "Status",
     "algorithms",
-    "estimate_constants",
     "factorize",
     "fixed_point",
     "hypergradient",
