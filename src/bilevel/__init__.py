@@ -1,6 +1,7 @@
 """Hypergradients of bilevel problems, with their error."""
 
 from bilevel import algorithms
+from bilevel.certificates.constants import Constants, estimate_constants
 from bilevel.hypergradient import hypergradient
 from bilevel.implicit import implicit
 from bilevel.linear.cg import CG
@@ -36,6 +37,7 @@ __all__ = [
     "Anderson",
     "Automatic",
     "BilevelError",
+    "Constants",
     "ConvergenceError",
     "Dense",
     "Exact",
@@ -59,6 +61,7 @@ __all__ = [
     "SolveInfo",
     "Status",
     "algorithms",
+    "estimate_constants",
     "factorize",
     "fixed_point",
     "hypergradient",

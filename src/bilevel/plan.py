@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
+from bilevel.certificates.aposteriori import certify
 from bilevel.certificates.estimate import LOOSE, loose_solve
 from bilevel.lagrangian import Instance, correct, gradient
 from bilevel.linear.cg import run_cg
@@ -217,6 +218,7 @@ def _finish(method: Automatic, at: Instance, s: Passes) -> Hypergradient:
         at.problem, "the automatic method", grad=s.grad, scale=s.scale,
         value=at.problem.upper(s.w, at.lam, at.upper_data), w=s.w, v=s.v, lower=s.lower, adjoint=s.adjoint,
         error=s.error, error_info=replace(spent, status=_serious(spent.status)),
+        certificate=certify(at, s.w, s.v, s.grad, s.lower.matvecs + s.adjoint.matvecs),
     )  # fmt: skip
     met = s.solved & accepts(h.error, tree.norm(h.grad), h.scale, method.tol, method.atol)
     # A gradient that vanishes has no relative accuracy; that it is zero to rounding is all that can be said.

@@ -57,6 +57,21 @@ class Lower:
 
 @tree.record
 @dataclass(frozen=True)
+class ConstantsOf:
+    """A function ``(lam, lower_data, upper_data) -> Constants`` as a pytree that holds no array.
+
+    Unlike ``jax.tree_util.Partial`` it equals another of the same function.
+    """
+
+    function: Callable[[Tree, Tree, Tree], Any] = field(metadata={"static": True})
+
+    def __call__(self, lam: Tree, lower_data: Tree, upper_data: Tree) -> Any:
+        """Constants at this ``lam`` and these data."""
+        return self.function(lam, lower_data, upper_data)
+
+
+@tree.record
+@dataclass(frozen=True)
 class Problem:
     """A bilevel problem ``min_lam U(w(lam), lam)`` with ``w(lam)`` given by the lower level.
 
@@ -67,7 +82,9 @@ class Problem:
     upper
         ``upper(w, lam, data) -> scalar``, the upper-level objective.
     constants
-        Constants of the problem for proved bounds; None where they are not known.
+        :class:`~bilevel.certificates.constants.Constants` for proved bounds, or a function
+        ``(lam, lower_data, upper_data) -> Constants``, which is kept as :class:`ConstantsOf`; None where they are
+        not known.
 
     Examples
     --------
@@ -84,6 +101,10 @@ class Problem:
     lower: Lower
     upper: Function = field(metadata={"static": True})
     constants: Any = None
+
+    def __post_init__(self):
+        if callable(self.constants) and jax.tree_util.all_leaves([self.constants]):
+            object.__setattr__(self, "constants", ConstantsOf(self.constants))
 
 
 def minimization(loss: Function, step: Any = None) -> Lower:

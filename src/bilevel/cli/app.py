@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bilevel.cli.bounds import bounds_command
 from bilevel.cli.compare import compare_command
 from bilevel.cli.environment import configure_jax
 from bilevel.cli.progress import live_progress
@@ -72,6 +73,7 @@ def tune_command(
 
 
 app.command("compare")(compare_command)
+app.command("bounds")(bounds_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Array
 
 from bilevel import tree
+from bilevel.certificates.aposteriori import certify
 from bilevel.certificates.estimate import estimate_error
 from bilevel.lagrangian import Instance, gradient, refine
 from bilevel.linear.cg import CG
@@ -79,13 +80,16 @@ class AID:
             value = problem.upper(w, lam, upper_data)
         result = gradient(at, w, v)
         name = f"AID ({type(solver).__name__}, {type(linear).__name__}{', refined' if self.refine else ''})"
-        estimate, error_info = None, nothing_done(w)
+        estimate, error_info, certificate = None, nothing_done(w), None
         if error:
-            correction, error_info = estimate_error(at, w, v, lower.matvecs + adjoint.matvecs)
+            spent = lower.matvecs + adjoint.matvecs
+            correction, error_info = estimate_error(at, w, v, spent)
             estimate = tree.norm(correction.change)
+            certificate = certify(at, tree.add(w, correction.dw), tree.add(v, correction.dv), result.grad, spent)
         return conclude(
             problem, name, grad=result.grad, scale=result.scale, value=value, w=w, v=v,
             lower=lower, adjoint=adjoint, error=estimate, error_info=error_info,
+            certificate=certificate,
         )  # fmt: skip
 
 

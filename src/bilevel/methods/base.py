@@ -4,9 +4,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
+from bilevel.certificates.aposteriori import Certificate
 from bilevel.certificates.estimate import RESOLVED
 from bilevel.lagrangian import as_saddle
 from bilevel.problems import Problem
@@ -34,7 +35,9 @@ class Hypergradient:
     error
         Estimated 2-norm of ``grad`` minus the true hypergradient; NaN where it was not asked for.
     bound, proved
-        Proved upper bound of the error, and whether it is proved; NaN and False where constants are missing.
+        Upper bound of the error from the constants of the problem (:mod:`bilevel.certificates.aposteriori`), and
+        whether it is proved: with estimated constants it is not. NaN and False where constants are missing, the
+        residuals too large for a bound, or no error was asked for.
     scale
         Sum of the norms of the direct and the implicit term of ``grad``, before they cancel.
     lower, adjoint, error_info
@@ -51,7 +54,7 @@ class Hypergradient:
     v: Tree
     error: Float[Array, ""]
     bound: Float[Array, ""]
-    proved: bool | Array
+    proved: Bool[Array, ""]
     scale: Float[Array, ""]
     lower: SolveInfo
     adjoint: SolveInfo
@@ -126,18 +129,21 @@ def conclude(
     adjoint: SolveInfo,
     error: Float[Array, ""] | None,
     error_info: SolveInfo,
+    certificate: Certificate | None = None,
 ) -> Hypergradient:
     """Assemble the result; the status is the first failure in causal order, and saddles are called so."""
+    nan = jnp.asarray(jnp.nan, tree.dtype(grad))
+    bound, proved, matvecs = certificate or Certificate(nan, jnp.asarray(False), jnp.asarray(0))
     if error is not None:
         # An estimate cut short by its budget may be too small, but not where it is rounding already.
         rounding = (error_info.status == Status.UNRESOLVED) & (error <= ROUNDING * tree.eps(grad) * scale)
         error_info = replace(error_info, status=jnp.where(rounding, code(Status.OK), error_info.status))
     statuses = [as_saddle(problem, info.status) for info in (lower, adjoint, error_info)]
     finite = jnp.where(tree.all_finite((grad, value)), code(Status.OK), code(Status.NONFINITE))
-    nan = jnp.asarray(jnp.nan, tree.dtype(grad))
     result = Hypergradient(
-        grad=grad, value=value, w=w, v=v, error=nan if error is None else error, bound=nan, proved=False, scale=scale,
-        lower=lower, adjoint=adjoint, error_info=error_info, status=first_failure(*statuses, finite), method=method,
+        grad=grad, value=value, w=w, v=v, error=nan if error is None else error, bound=bound, proved=proved,
+        scale=scale, lower=lower, adjoint=adjoint, error_info=error_info.plus(matvecs),
+        status=first_failure(*statuses, finite), method=method,
     )  # fmt: skip
     if error is None:
         return result
@@ -160,7 +166,10 @@ def judged(h: Hypergradient, tol: Any, atol: Any) -> Hypergradient:
 def _error_in_words(h: Hypergradient) -> str:
     if jnp.isnan(h.error):
         return "its error was not estimated"
-    return f"estimated error {float(h.error):.1e}, relative {float(h.relative_error):.1e}"
+    words = f"estimated error {float(h.error):.1e}, relative {float(h.relative_error):.1e}"
+    if jnp.isnan(h.bound):
+        return words
+    return f"{words}; at most {float(h.bound):.1e}, {'proved' if h.proved else 'by estimated constants'}"
 
 
 def _solve_in_words(info: SolveInfo) -> str:

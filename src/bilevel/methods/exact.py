@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bilevel import tree
+from bilevel.certificates.aposteriori import certify
 from bilevel.lagrangian import Instance, correct, gradient
 from bilevel.linear.dense import Dense
 from bilevel.loops import bounded_while
@@ -55,9 +56,14 @@ class Exact:
         v, adjoint = Dense()(A.T, d_w_U)
         result = gradient(at, w, v)
         correction = correct(at, w, v, Dense())
+        certificate = None
+        if error:
+            corrected = tree.add(w, correction.dw), tree.add(v, correction.dv)
+            certificate = certify(at, *corrected, result.grad, lower.matvecs)
         return conclude(
             problem, "Exact", grad=result.grad, scale=result.scale, value=value, w=w, v=v, lower=lower, adjoint=adjoint,
             error=tree.norm(correction.change), error_info=correction.lower.then(correction.adjoint),
+            certificate=certificate,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bilevel import tree
+from bilevel.certificates.aposteriori import certify
 from bilevel.certificates.estimate import distance_to_hypergradient
 from bilevel.lagrangian import Instance
 from bilevel.loops import unroll
@@ -133,14 +134,15 @@ class ITD:
         nan = jnp.full_like(residual_norm, jnp.nan)  # the adjoint is never formed, so it has no residual
         products = last * (tree.size(lam) if self.mode == "forward" else 1 + (self.checkpoint is not None))
         back = SolveInfo(jnp.asarray(last), jnp.asarray(products), nan, code(Status.OK))
-        distance, v, error_info = None, tree.zeros_like(w), nothing_done(w)
+        distance, v, error_info, certificate = None, tree.zeros_like(w), nothing_done(w), None
         if error and not learned:
             at = Instance(problem, lam, lower_data, upper_data)
             distance, v, error_info = distance_to_hypergradient(at, w, grad)
+            certificate = certify(at, w, v, grad, forth.matvecs + back.matvecs)
         return conclude(
             problem, f"ITD ({type(iteration).__name__})", grad=grad,
             scale=tree.norm(direct) + tree.norm(tree.sub(grad, direct)), value=value, w=w, v=v,
-            lower=forth, adjoint=back, error=distance, error_info=error_info,
+            lower=forth, adjoint=back, error=distance, error_info=error_info, certificate=certificate,
         )  # fmt: skip
 
     def _begin(self, problem: Problem, lam: Tree, w0: Tree, data: Tree) -> tuple[Iteration, Any, int]:

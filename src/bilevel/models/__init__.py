@@ -2,7 +2,8 @@
 
 Every module is one family: ``loss`` (or ``fp_map``) and ``upper`` are functions of ``(w, lam, data)``,
 ``problem()`` makes the :class:`bilevel.problems.Problem`, ``sample(seed, ...)`` draws an instance of it, and
-``solution`` and ``hypergradient`` are the closed forms where they exist. All losses are means over samples.
+``solution`` and ``hypergradient`` are the closed forms where they exist, ``constants`` is what proved error bounds
+are made of: ``Problem(lower, upper, constants=ridge.constants)``. All losses are means over samples.
 ``catalog`` has the families by name.
 """
 

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bilevel.certificates.constants import Constants
 from bilevel.models.samples import Instance, floating, normal_contraction
+from bilevel.models.spectra import DENSE_SIZE, longest_row, singular_range
 from bilevel.problems import Problem, fixed_point
 
 
@@ -42,6 +44,18 @@ def hypergradient(lam: Parameters, lower_data: Float[Array, "n n"], upper_data: 
     w = solution(lam, lower_data)
     v = jnp.linalg.solve(_system(lam, lower_data).T, w - upper_data)
     return Parameters(gain=v * (lower_data @ w), offset=v)
+
+
+def constants(lam: Parameters, lower_data: Float[Array, "n n"], _upper_data: Float[Array, " n"]) -> Constants:
+    """Constants of the map and of :func:`upper`, for all w.
+
+    ``mu`` and ``L`` are the extreme singular values of ``A = I - diag(gain) M``, and ``q = |diag(gain) M|``; above
+    n = 2000 ``mu = 1 - q`` and ``L = 1 + q``. ``B(w) = -[diag(M w), I]``: ``|B(w)| <= 1 + nu2 |w|`` with
+    ``nu2 = max_i |M_i|``. Cost: O(n^3).
+    """
+    _, q = singular_range(lam["gain"][:, None] * lower_data)
+    mu, L = singular_range(_system(lam, lower_data)) if len(lower_data) <= DENSE_SIZE else (1 - q, 1 + q)
+    return Constants(mu=mu, L=L, q=q, nu1=0.0, nu2=longest_row(lower_data), B0=1.0, mu1=1.0, mu2=0.0)
 
 
 def sample(seed: int, n: int, condition: float = 10.0, dtype: Any = None) -> Instance:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bilevel.certificates.constants import Constants
 from bilevel.models import ridge
 from bilevel.models.samples import (
     BiasedSamples,
@@ -17,6 +18,7 @@ from bilevel.models.samples import (
     spectrum,
     squared_error,
 )
+from bilevel.models.spectra import gram_range
 from bilevel.problems import Problem, minimization
 
 
@@ -53,6 +55,17 @@ def hypergradient(lam: Float[Array, " d"], lower_data: BiasedSamples, upper_data
     g = upper_data.X.T @ (upper_data.X @ w - upper_data.y) / len(upper_data.y)
     A = ridge.hessian(lower_data.beta, Samples(lower_data.X, lower_data.y))
     return lower_data.beta * jnp.linalg.solve(A, g)
+
+
+def constants(_lam: Float[Array, " d"], lower_data: BiasedSamples, upper_data: Samples) -> Constants:
+    """Constants of :func:`loss` and :func:`upper`, for all w, from the eigenvalues of ``X^T X / n``.
+
+    ``A = X^T X / n + beta I`` and ``B = -beta I`` do not depend on w. Cost: O(n d^2 + d^3).
+    """
+    least, greatest = gram_range(lower_data.X)
+    _, mu1 = gram_range(upper_data.X, upper_data.weights)
+    beta = lower_data.beta
+    return Constants(mu=least + beta, L=greatest + beta, nu1=0.0, nu2=0.0, B0=beta, mu1=mu1, mu2=0.0)
 
 
 def sample(seed: int, n: int, d: int, condition: float = 10.0, dtype: Any = None) -> Instance:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from bilevel.certificates.constants import Constants
 from bilevel.models import (
     affine,
     biased_regularization,
@@ -34,10 +35,11 @@ class Case(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A family: its problem, and a draw ``sample(seed, n, condition, dtype)`` with w of about n entries."""
+    """A family: its problem, a draw ``sample(seed, n, condition, dtype)`` with w of about n entries, its constants."""
 
     problem: Callable[[], Problem]
     sample: Callable[[int, int, float, Any], Instance]
+    constants: Callable[[Tree, Tree, Tree], Constants]
 
 
 def draw(name: str, *, size: int = SIZE, condition: float = CONDITION, seed: int = 0, dtype: Any = None) -> Case:
@@ -86,7 +88,9 @@ def draw(name: str, *, size: int = SIZE, condition: float = CONDITION, seed: int
 def _regression(module: Any) -> Family:
     """A linear model with somewhat more than twice as many samples as features."""
     return Family(
-        module.problem, lambda seed, n, condition, dtype: module.sample(seed, 2 * n + 20, n, condition, dtype)
+        module.problem,
+        lambda seed, n, condition, dtype: module.sample(seed, 2 * n + 20, n, condition, dtype),
+        module.constants,
     )
 
 
@@ -107,10 +111,10 @@ def _equilibrium(seed: int, n: int, condition: float, dtype: Any) -> Instance:
 CATALOG: dict[str, Family] = {
     "ridge": _regression(ridge),
     "logistic": _regression(logistic),
-    "multinomial": Family(multinomial.problem, _multinomial),
-    "kernel_ridge": Family(kernel_ridge.problem, _kernel_ridge),
+    "multinomial": Family(multinomial.problem, _multinomial, multinomial.constants),
+    "kernel_ridge": Family(kernel_ridge.problem, _kernel_ridge, kernel_ridge.constants),
     "biased_regularization": _regression(biased_regularization),
     "hyper_representation": _regression(hyper_representation),
-    "equilibrium": Family(equilibrium.problem, _equilibrium),
-    "affine": Family(affine.problem, affine.sample),
+    "equilibrium": Family(equilibrium.problem, _equilibrium, equilibrium.constants),
+    "affine": Family(affine.problem, affine.sample, affine.constants),
 }

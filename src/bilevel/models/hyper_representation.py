@@ -3,9 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bilevel.certificates.constants import Constants
 from bilevel.models import ridge
 from bilevel.models.samples import (
     BiasedSamples,
@@ -17,6 +19,7 @@ from bilevel.models.samples import (
     regression,
     squared_error,
 )
+from bilevel.models.spectra import gram_range, greatest_singular_value
 from bilevel.problems import Problem, minimization
 
 
@@ -51,6 +54,30 @@ def solution(lam: Float[Array, "p d"], data: BiasedSamples) -> Float[Array, " d"
 def hypergradient(lam: Float[Array, "p d"], lower_data: BiasedSamples, upper_data: Samples) -> Float[Array, "p d"]:
     """``d/dH U(w(H), H)`` by differentiating the closed form of ``w(H)``."""
     return jax.grad(lambda H: upper(solution(H, lower_data), H, upper_data))(lam)
+
+
+def constants(lam: Float[Array, "p d"], lower_data: BiasedSamples, upper_data: Samples) -> Constants:
+    """Constants of :func:`loss` and :func:`upper`, for all w.
+
+    With ``G = X^T X / n`` and ``b = X^T y / n``: ``A = H^T G H + beta I``, and ``B(w)`` maps dH to
+    ``dH^T (G H w - b) + H^T G dH w``, so that ``|B(w)| <= |b| + nu2 |w|``, ``nu2 = 2 |G H|``. With G and b of the
+    validation samples ``d_lam U = (G H w - b) w^T``, which is quadratic in w: ``mu2 = |b|`` and
+    ``mu2_growth = 2 |G H|``. Cost: O(n p d + d^3).
+    """
+    least, greatest = gram_range(lower_data.X @ lam)
+    _, mu1 = gram_range(upper_data.X @ lam)
+    (GH, b), (GH_upper, b_upper) = _moments(lam, lower_data), _moments(lam, upper_data)
+    beta = lower_data.beta
+    return Constants(
+        mu=least + beta, L=greatest + beta, nu1=0.0, nu2=2 * GH, B0=b, mu1=mu1, mu2=b_upper, mu2_growth=2 * GH_upper
+    )
+
+
+def _moments(H: Float[Array, "p d"], data: Samples | BiasedSamples) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """``|X^T X H / n|`` and ``|X^T y / n|``."""
+    n = len(data.y)
+    GH = (data.X @ H).T @ data.X / n
+    return greatest_singular_value(GH), jnp.linalg.norm(data.y @ data.X) / n
 
 
 def sample(seed: int, n: int, d: int, condition: float = 10.0, dtype: Any = None) -> Instance:

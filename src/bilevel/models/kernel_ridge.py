@@ -2,11 +2,14 @@
 
 from typing import Any, NamedTuple, TypedDict
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bilevel.certificates.constants import Constants
 from bilevel.models.samples import Instance, Samples, floating, squared_error
+from bilevel.models.spectra import eigenvalue_range, greatest_singular_value
 from bilevel.problems import Problem, minimization
 
 
@@ -72,6 +75,42 @@ def hypergradient(lam: Widths, lower_data: Samples, upper_data: Validation) -> W
     v = jnp.linalg.solve(_system(lam, X), K.T @ r)
     direct = _slopes(gamma, upper_data.X, points, r, w)
     return Widths(gamma=direct - _slopes(gamma, X, X, v, w), beta=-jnp.sum(w * v))
+
+
+def constants(lam: Widths, lower_data: Samples, upper_data: Validation) -> Constants:
+    """Constants of :func:`loss` and :func:`upper`, for all w; ``beta > 0``.
+
+    ``A = (K + beta I) / n``. The columns of ``B(w)`` are ``w / n`` and ``(dK/dgamma_j) w / n``: it is linear in
+    w, and ``|B(w)|_F = |T w| / n`` with the stack T of I and all ``dK/dgamma_j``. With the validation kernel K'
+    and the stack T' of its derivatives, ``d_gamma_j U = (K' w - y)^T (dK'/dgamma_j) w / m`` is quadratic in w:
+    ``mu1 = |K'|^2 / m``, ``mu2 = |T'| |y| / m``, ``mu2_growth = 2 |T'| |K'| / m``. Cost: O(n^3 + d n^2 m).
+    """
+    X, points, gamma, beta = lower_data.X, upper_data.points, lam["gamma"], lam["beta"]
+    n, m = len(lower_data.y), len(upper_data.y)
+    least, greatest = eigenvalue_range(kernel(gamma, X, X))
+    mu, L = (jnp.maximum(least, 0.0) + beta) / n, (greatest + beta) / n
+    stack = jnp.sqrt(1.0 + _slopes_gram_norm(gamma, X, X))
+    K, stack_upper = (
+        greatest_singular_value(kernel(gamma, upper_data.X, points)),
+        jnp.sqrt(_slopes_gram_norm(gamma, upper_data.X, points)),
+    )
+    return Constants(
+        mu=mu, L=L, nu1=0.0, nu2=stack / n, B0=0.0, mu1=K**2 / m,
+        mu2=stack_upper * jnp.linalg.norm(upper_data.y) / m, mu2_growth=2 * stack_upper * K / m,
+    )  # fmt: skip
+
+
+def _slopes_gram_norm(gamma: Float[Array, " d"], X: Float[Array, "m d"], Z: Float[Array, "n d"]) -> Float[Array, ""]:
+    """``|sum_j (dK/dgamma_j)^T (dK/dgamma_j)|``."""
+    K = kernel(gamma, X, Z)
+
+    def add(total: Float[Array, "n n"], columns: tuple) -> tuple[Float[Array, "n n"], None]:
+        x, z = columns
+        slope = -jnp.square(x[:, None] - z[None]) * K
+        return total + slope.T @ slope, None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((len(Z), len(Z)), K.dtype), (X.T, Z.T))
+    return eigenvalue_range(total)[1]
 
 
 def sample(seed: int, n: int, d: int, condition: float = 10.0, dtype: Any = None) -> Instance:

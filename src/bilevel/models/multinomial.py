@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bilevel.certificates.constants import Constants
 from bilevel.models.samples import Instance, Samples, designs, floating, mean, penalties, quadratic, spectrum
+from bilevel.models.spectra import gram_range, longest_row
 from bilevel.problems import Problem, minimization
+
+# Of logsumexp: its Hessian diag(p) - p p^T, and its third derivative [h, h, h], the third central moment under p
+# of a unit vector h, whose entries are within sqrt(2) of each other: at most sqrt(2)^3 max s (1 - s) (1 - 2 s).
+LSE2 = 1 / 2
+LSE3 = 2**0.5 / (3 * 3**0.5)
 
 
 class Weights(TypedDict):
@@ -64,6 +71,30 @@ def problem() -> Problem:
 def zeros(d: int, classes: int, dtype: Any = None) -> Weights:
     """Zero weights, the starting point."""
     return Weights(coef=floating(np.zeros((d, classes)), dtype), intercept=floating(np.zeros(classes), dtype))
+
+
+def constants(lam: LogPenalties, lower_data: Samples, upper_data: Samples) -> Constants:
+    """Constants of :func:`loss` and :func:`upper`, for all w; weights not negative.
+
+    With a constant feature for the intercepts, ``A(w)`` is the mean of ``x_i x_i^T (x) (diag(p_i) - p_i p_i^T)``
+    plus the penalties, or for the intercepts the gauge, whose eigenvalue is ``1 / classes``. Where probabilities
+    saturate the curvature of the intercepts vanishes, so that there is no ``mu`` for all w; but
+    ``|D^3 logsumexp[h, h, u]| <= sqrt(2) |u| D^2 logsumexp[h, h]`` makes the loss self-concordant with
+    ``sqrt(2) max_i |x_i|``. ``B(w)`` maps ``lam`` to ``penalty_j (shared + deviation_j) w_j``:
+    ``|B(w)| <= sqrt(2) max(penalty) |w|``. Cost: O(n d^2 + d^3).
+    """
+    strongest = jnp.max(jnp.exp(lam["shared"] + lam["deviation"]))
+    X, X_upper = _with_intercept(lower_data.X), _with_intercept(upper_data.X)
+    gram, gram_upper = gram_range(X, lower_data.weights)[1], gram_range(X_upper, upper_data.weights)[1]
+    longest = longest_row(X)
+    return Constants(
+        L=LSE2 * gram + jnp.maximum(strongest, 0.5), nu1=LSE3 * gram * longest, nu2=2**0.5 * strongest, B0=0.0,
+        mu1=LSE2 * gram_upper, mu2=0.0, self_concordance=2**0.5 * longest,
+    )  # fmt: skip
+
+
+def _with_intercept(X: Float[Array, "n d"]) -> Float[Array, "n d+1"]:
+    return jnp.concatenate([X, jnp.ones_like(X[:, :1])], axis=1)
 
 
 def sample(seed: int, n: int, d: int, condition: float = 10.0, dtype: Any = None, classes: int = 3) -> Instance:

@@ -1,11 +1,13 @@
 """Ridge regression with one penalty, or one per feature."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bilevel.certificates.constants import Constants
 from bilevel.models.samples import (
     Instance,
     Samples,
@@ -16,6 +18,7 @@ from bilevel.models.samples import (
     spectrum,
     squared_error,
 )
+from bilevel.models.spectra import DENSE_SIZE, eigenvalue_range, gram_range
 from bilevel.problems import Problem, minimization
 
 Penalties = Float[Array, ""] | Float[Array, " d"]
@@ -64,6 +67,29 @@ def hessian(lam: Penalties, data: Samples) -> Float[Array, "d d"]:
     """Hessian ``A = X^T S X / n + diag(lam)``."""
     d = data.X.shape[1]
     return _weighted(data).T @ data.X + jnp.diag(jnp.broadcast_to(lam, (d,)))
+
+
+def constants(lam: Penalties, lower_data: Samples, upper_data: Samples) -> Constants:
+    """Constants of :func:`loss` and :func:`upper`, for all w; ``lam > 0`` and weights not negative.
+
+    ``mu`` and ``L`` are the extreme eigenvalues of A, or above 2000 features those of ``X^T S X / n`` and of
+    ``diag(lam)``, added up. ``B(w) = diag(w)``, or w for a scalar penalty: ``|B(w)| <= |w|``, ``nu2 = 1``.
+    ``d_w U`` is affine with the matrix ``X^T S X / n`` of the validation samples. Cost: O(n d^2 + d^3).
+    """
+    if lower_data.X.shape[1] <= DENSE_SIZE:
+        mu, L = eigenvalue_range(hessian(lam, lower_data))
+        mu = jnp.maximum(mu, jnp.min(lam))
+    else:
+        least, greatest = gram_range(lower_data.X, lower_data.weights)
+        mu, L = least + jnp.min(lam), greatest + jnp.max(lam)
+    _, mu1 = gram_range(upper_data.X, upper_data.weights)
+    return Constants(mu=mu, L=L, nu1=0.0, nu2=1.0, B0=0.0, mu1=mu1, mu2=0.0)
+
+
+def log_constants(lam: Penalties, lower_data: Samples, upper_data: Samples) -> Constants:
+    """Those of :func:`log_loss`: ``B(w) = diag(exp(lam) w)``, so ``nu2 = max exp(lam)``."""
+    strengths = jnp.exp(lam)
+    return replace(constants(strengths, lower_data, upper_data), nu2=jnp.max(strengths))
 
 
 def sample(seed: int, n: int, d: int, condition: float = 10.0, dtype: Any = None) -> Instance:
