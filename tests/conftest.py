@@ -26,6 +26,13 @@ def pytest_runtest_setup(item):
         pytest.skip("x64 is off")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_dropped():
+    """XLA maps every compiled program into memory; a whole suite of them exceeds the limit of maps of a process."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def dtype():
     """The dtype that laws are held to in this process."""

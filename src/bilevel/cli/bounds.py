@@ -18,8 +18,8 @@ from bilevel.certificates import apriori
 from bilevel.certificates.aposteriori import Certificate, certify
 from bilevel.certificates.constants import Constants, estimate_constants, on_ball
 from bilevel.certificates.estimate import distance_to_hypergradient, estimate_error
-from bilevel.cli.compare import DTYPES, load
 from bilevel.cli.environment import configure_jax
+from bilevel.cli.options import AsJson, Condition, Dtype, ProblemName, Seed, Size, find_case
 from bilevel.cli.show_bounds import Bounds, Row, plot, show
 from bilevel.comparison.output import make_directory
 from bilevel.comparison.record import facts
@@ -29,7 +29,7 @@ from bilevel.lagrangian import Instance, gradient
 from bilevel.linear.cg import CG
 from bilevel.linear.richardson import Richardson
 from bilevel.methods.itd import ITD
-from bilevel.models.catalog import CATALOG, CONDITION, SIZE, Case
+from bilevel.models.catalog import CATALOG, Case
 from bilevel.problems import validate
 from bilevel.records import plain, versions
 from bilevel.solvers.picard import Picard
@@ -42,36 +42,23 @@ FIXED = 10  # products of the curve whose k does not grow with t
 
 
 def bounds_command(
-    problem: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME_OR_FILE",
-            help=f"Python file with make_problem(), or one of {', '.join(CATALOG)}.",
-            show_default=False,
-        ),
-    ],
+    problem: ProblemName,
     steps: Annotated[int, typer.Option(help="Largest number of steps t.")] = STEPS,
-    size: Annotated[
-        int | None, typer.Option(help="Lower-level unknowns of a built-in problem.", show_default=str(SIZE))
-    ] = None,
-    condition: Annotated[
-        float | None, typer.Option(help="Condition number of a built-in problem.", show_default=f"{CONDITION:g}")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of a built-in problem.", show_default="0")] = None,
-    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = DTYPES[0],
+    size: Size = None,
+    condition: Condition = None,
+    seed: Seed = None,
+    dtype: Dtype = "float64",
     out: Annotated[
         Path | None, typer.Option(help="Directory for bounds.json and bounds.png.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show true errors of hypergradients against their a-priori and a-posteriori bounds."""
-    if dtype not in DTYPES:
-        raise ProblemError(f"dtype must be one of {', '.join(DTYPES)}, but is '{dtype}'")
     if steps < 1:
         raise ProblemError(f"steps must be positive, but is {steps}")
     configure_jax(dtype)
     with redirect_stdout(sys.stderr):  # users' files may print
-        case, origin = load(problem, {"size": size, "condition": condition, "seed": seed}, dtype)
+        case, origin = find_case(problem, dtype, size=size, condition=condition, seed=seed)
         if "file" not in origin:
             constants = CATALOG[problem.replace("-", "_")].constants
             case = case._replace(problem=replace(case.problem, constants=constants))

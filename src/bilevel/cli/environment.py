@@ -6,6 +6,10 @@ from pathlib import Path
 
 import jax
 
+from bilevel.status import ProblemError
+
+DTYPES = ("float64", "float32")
+
 
 def configure_jax(dtype: str) -> None:
     """Turn on float64 where it is asked for, and keep compiled programs for the next run.
@@ -35,6 +39,8 @@ def configure_for_timing(dtype: str) -> None:
 
 
 def _set_precision(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ProblemError(f"dtype must be one of {', '.join(DTYPES)}, but is '{dtype}'")
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
 
