@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# In their own products, too, the laws of float32 mean float32: by default a GPU keeps ten bits of it.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 # The core is tested without the extras, too.
 CLI = ("sklearn", "pandas", "pyarrow", "typer", "rich", "matplotlib", "joblib")

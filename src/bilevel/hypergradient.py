@@ -10,9 +10,10 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from bilevel import tree
+from bilevel.automatic.method import Automatic
 from bilevel.methods.base import Hypergradient, judged
 from bilevel.methods.itd import ITD
-from bilevel.plan import Automatic
+from bilevel.precision import full_precision
 from bilevel.problems import Problem, validate
 from bilevel.status import ProblemError, Status, is_failure
 
@@ -22,6 +23,7 @@ OnFailure = Literal["raise", "nan", "keep"]
 DEFAULT_TOL = 1e-4  # of the automatic method; float32 reaches it
 
 
+@full_precision
 def hypergradient(
     problem: Problem,
     lam: Tree,

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from bilevel import tree
 from bilevel.linear.operator import LinearOperator
 from bilevel.methods.aid import check_symmetry, default_linear_solver
+from bilevel.precision import full_precision
 from bilevel.problems import Lower, validate_lower
 from bilevel.solvers import default_solver
 from bilevel.status import ProblemError, SolveInfo, is_failure, raise_if_failed
@@ -48,6 +49,7 @@ class Implicit:
         """What the lower-level solve does at these arguments."""
         return self._solve(lam, w0, data)[1]
 
+    @full_precision
     def _solve(self, lam: Tree, w0: Tree, data: Tree) -> tuple[Tree, SolveInfo]:
         inputs = tree.strong((self.lower, self.solver, self.linear_solver, self.rtol, lam, w0))
         return _solve(*inputs, data, poison=self.on_failure != "keep")

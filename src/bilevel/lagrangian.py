@@ -58,9 +58,11 @@ class Gradient(NamedTuple):
 class Correction(NamedTuple):
     """A Newton step on ``F = 0``, ``d_w l = 0``, and what it changes to first order.
 
-    ``change`` is the correction of ``d_lam l``: its norm estimates the error of ``d_lam l`` at ``(w, v)``.
+    ``change`` is the correction of ``d_lam l``: its norm estimates the error of ``d_lam l`` at ``(w, v)``. ``F`` is
+    the residual there.
     """
 
+    F: Tree
     dw: Tree
     dv: Tree
     change: Tree
@@ -87,7 +89,7 @@ def correct(at: Instance, w: Tree, v: Tree, solve: LinearSolve, solve_adjoint: L
     (l_w, _), (l_ww_dw, l_lw_dw) = jax.jvp(lambda w: by_w_lam(w, at.lam), (w,), (dw,))
     dv, adjoint = (solve_adjoint or solve)(A.T, tree.add(l_w, l_ww_dw))
     change = tree.sub(l_lw_dw, _mixed(at, w, dv))
-    return Correction(dw, dv, change, lower, adjoint.plus(2))
+    return Correction(F, dw, dv, change, lower, adjoint.plus(2))
 
 
 def refine(at: Instance, w: Tree, v: Tree, solve: LinearSolve) -> tuple[Tree, Tree, Correction]:

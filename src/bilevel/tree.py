@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 Tree = Any
@@ -122,6 +123,8 @@ def strong(a: Tree) -> Tree:
     """The same arrays without weak types, so that ``1.0`` and ``jnp.ones(())`` compile to one program."""
 
     def strengthen(x):
+        if isinstance(x, int | float):
+            return np.asarray(x, jnp.result_type(x))  # put on the device with the call, not before it
         x = jnp.asarray(x)
         return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
 

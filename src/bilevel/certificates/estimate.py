@@ -15,7 +15,7 @@ from bilevel import tree
 from bilevel.lagrangian import Correction, Instance, correct, gradient
 from bilevel.linear.cg import run_cg
 from bilevel.linear.gmres import GMRES
-from bilevel.linear.operator import LinearOperator
+from bilevel.linear.operator import LinearOperator, Preconditioner, build
 from bilevel.loops import bounded_while
 from bilevel.status import SolveInfo, Status, code
 
@@ -29,17 +29,21 @@ OVERHEAD = 2  # products of a correction besides its solves
 RESOLVED = 0.1  # relative error up to which the first-order estimate is a number, above it a flag
 
 
-def loose_solve(A: LinearOperator, b: Tree, rtol: Any = LOOSE, steps: Any = None) -> tuple[Tree, SolveInfo]:
-    """Solve ``A x = b`` so that the norm of x is about right: CG for symmetric operators, GMRES for others.
+def loose_solve(
+    A: LinearOperator, b: Tree, rtol: Any = LOOSE, steps: Any = None, preconditioner: Preconditioner | None = None
+) -> tuple[Tree, SolveInfo]:
+    """Solve ``A x = b`` so that the norm of x is about right: CG for definite operators, GMRES for others.
 
     A solve that its steps end before the tolerance still counts where its residual is below ``USABLE``.
     """
     steps = 10 * tree.size(b) + 100 if steps is None else steps
-    if A.symmetric:
-        run = run_cg(A, b, lambda r: r, rtol * tree.norm(b), LOOSE, steps)
-        x, info = run.x, SolveInfo(run.step, run.step, run.residual_norm, run.status)
+    if A.definite:
+        M, matvecs = build(preconditioner, A, b)
+        run = run_cg(A, b, M, rtol * tree.norm(b), LOOSE, steps)
+        x, info = run.x, SolveInfo(run.step, matvecs + run.step, run.residual_norm, run.status)
     else:
-        x, info = GMRES()(A, b, rtol=jnp.minimum(rtol, LOOSE_GMRES), steps=steps)
+        solver = GMRES(preconditioner=preconditioner)
+        x, info = solver(A, b, rtol=jnp.minimum(rtol, LOOSE_GMRES), steps=steps)
     usable = (info.status == Status.MAX_STEPS) & (info.residual_norm <= USABLE * tree.norm(b))
     return x, replace(info, status=jnp.where(usable, code(Status.OK), info.status))
 
@@ -51,7 +55,7 @@ def estimate_error(at: Instance, w: Tree, v: Tree, spent: Int[Array, ""]) -> tup
     ``UNRESOLVED``: the estimate may then be too small.
     """
     most = jnp.maximum(spent // 2 - OVERHEAD, 2 * FEWEST_STEPS)
-    reserve = 0 if at.problem.lower.symmetric else 1 + most // 40  # GMRES checks its residual once a cycle
+    reserve = 0 if at.problem.lower.kind == "minimization" else 1 + most // 40  # GMRES checks its residual once a cycle
 
     def for_w(A, b):
         return loose_solve(A, b, steps=most // 2 - reserve)

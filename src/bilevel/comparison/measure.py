@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
+from bilevel.automatic.method import Automatic
 from bilevel.hypergradient import hypergradient
 from bilevel.methods.base import Hypergradient
 from bilevel.models.catalog import Case
-from bilevel.plan import Automatic
 
 SECONDS = 4.0  # that the timed runs of all methods together should take
 FEWEST_RUNS, MOST_RUNS = 3, 15

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bilevel import tree
+from bilevel.automatic.method import Automatic
 from bilevel.linear.cg import CG
 from bilevel.linear.gmres import GMRES
 from bilevel.linear.richardson import Richardson
 from bilevel.methods.aid import AID
 from bilevel.methods.itd import ITD
 from bilevel.models.catalog import Case
-from bilevel.plan import Automatic
 from bilevel.solvers.anderson import Anderson
 from bilevel.solvers.momentum import HeavyBall
 from bilevel.solvers.picard import GradientDescent, Picard

@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
+from bilevel.automatic.method import Automatic
 from bilevel.comparison.attempt import attempt
 from bilevel.comparison.measure import Program, run_seconds, start
 from bilevel.comparison.methods import Budget, Setting, choose
 from bilevel.comparison.truth import Truth, find_truth
 from bilevel.models.catalog import Case
-from bilevel.plan import Automatic
 from bilevel.problems import validate
 from bilevel.status import Status
 

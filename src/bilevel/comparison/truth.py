@@ -9,11 +9,11 @@ import numpy as np
 from scipy.linalg import norm  # safe from overflow, for iterates that diverge
 
 from bilevel import tree
+from bilevel.automatic.method import Automatic
 from bilevel.comparison.attempt import attempt
 from bilevel.comparison.measure import run
 from bilevel.methods.exact import Exact
 from bilevel.models.catalog import Case
-from bilevel.plan import Automatic
 from bilevel.status import Status
 
 Tree = Any

@@ -86,7 +86,7 @@ class CGRun(NamedTuple):
 
     x: Tree
     r: Tree
-    p: Tree
+    p: Tree  # after NEGATIVE_CURVATURE the direction of it
     rz: Float[Array, ""]  # <r, M r>
     pp: Float[Array, ""]  # <p, M^-1 p>
     residual_norm: Float[Array, ""]
@@ -142,7 +142,7 @@ def run_cg(A, r0: Tree, precondition, target, settle, steps) -> CGRun:
         new = s._replace(
             x=tree.where(at_once, s.r, x),
             r=r,
-            p=tree.axpy(beta, s.p, z),
+            p=tree.where(ok, tree.axpy(beta, s.p, z), s.p),
             rz=rz,
             pp=rz + beta**2 * s.pp,  # <M^-1 p, z> = <p, r> = 0 for the last p
             residual_norm=jnp.sqrt(tree.dot(r, r)),

@@ -54,7 +54,7 @@ class Dense:
         x = x + solve(rhs - M @ x)
         residual = rhs - M @ x
         status = jnp.where(
-            _inverse_norm(solve, M) * _max_norm(M) * jnp.finfo(M.dtype).eps < 1, code(Status.OK), code(Status.SINGULAR)
+            inverse_norm(solve, rhs) * _max_norm(M) * jnp.finfo(M.dtype).eps < 1, code(Status.OK), code(Status.SINGULAR)
         )
         if A.symmetric and A.definite:
             status = jnp.where(is_definite(M), status, code(Status.NEGATIVE_CURVATURE))
@@ -74,10 +74,10 @@ def _max_norm(M: Float[Array, "n n"]) -> Float[Array, ""]:
     return jnp.max(jnp.sum(jnp.abs(M), axis=1))
 
 
-def _inverse_norm(solve, M: Float[Array, "n n"], steps: int = 4) -> Float[Array, ""]:
-    """``norm(M^-1)`` from below, by a few steps of inverse iteration from a fixed random vector."""
-    x = jax.random.normal(jax.random.key(1), (len(M),), M.dtype)
-    growth = jnp.zeros((), M.dtype)
+def inverse_norm(solve: Callable[[Array], Array], like: Float[Array, " n"], steps: int = 4) -> Float[Array, ""]:
+    """``norm(A^-1)`` from below, by a few steps of inverse iteration from a fixed random vector; infinite for NaN."""
+    x = jax.random.normal(jax.random.key(1), like.shape, like.dtype)
+    growth = jnp.zeros((), like.dtype)
     for _ in range(steps):
         y = solve(x / jnp.linalg.norm(x))
         growth = jnp.maximum(growth, jnp.linalg.norm(y))

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool
 
 from bilevel import tree
+from bilevel.linear.dense import inverse_norm
 from bilevel.linear.operator import LinearOperator
 
 Tree = Any
@@ -24,6 +25,7 @@ class Factorized:
     """
 
     factors: tuple[Array, ...]  # the Cholesky factor, or LU and its pivots
+    regular: Bool[Array, ""]  # whether the matrix was regular to rounding, and definite where it must be
     transposed: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, r: Tree) -> Tree:
@@ -52,9 +54,9 @@ def factorize(A: LinearOperator, like: Tree) -> Factorized:
     Returns
     -------
     Factorized
-        A preconditioner for ``A``, ``A.T`` and operators close to them. Where ``A`` must be positive definite and
-        is not, it is a multiple of the identity: a solver then sees the curvature of ``A`` as without it. Pivots
-        of LU that vanish to rounding are replaced by rounding, so that a singular matrix gives finite products.
+        A preconditioner for ``A``, ``A.T`` and operators close to them. Where ``A`` is singular to rounding, or must
+        be positive definite and is not, it is the identity, and ``regular`` is False: a solver then sees the
+        curvature of ``A`` as without it.
 
     Notes
     -----
@@ -74,17 +76,9 @@ def factorize(A: LinearOperator, like: Tree) -> Factorized:
     """
     M = (A.T if A.transposed else A).dense(like)
     norm = jnp.max(jnp.sum(jnp.abs(M), axis=1))
-    norm = jnp.where(norm == 0, 1.0, norm)
-    if A.symmetric and A.definite:
-        L = jnp.linalg.cholesky(M)
-        identity = jnp.sqrt(norm) * jnp.eye(len(M), dtype=M.dtype)
-        return Factorized((jnp.where(jnp.isfinite(L).all(), L, identity),))
-    LU, pivots = jax.scipy.linalg.lu_factor(M)
-    diagonal, rounding = jnp.diag(LU), jnp.finfo(M.dtype).eps * norm
-    regular = jnp.where(jnp.abs(diagonal) <= rounding, rounding, diagonal)
-    return Factorized((_with_diagonal(LU, regular), pivots), transposed=A.transposed)
-
-
-def _with_diagonal(M: Float[Array, "n n"], diagonal: Float[Array, " n"]) -> Float[Array, "n n"]:
-    i = jnp.arange(len(M))
-    return M.at[i, i].set(diagonal)
+    factors = (jnp.linalg.cholesky(M),) if A.symmetric and A.definite else jax.scipy.linalg.lu_factor(M)
+    made = Factorized(factors, jnp.asarray(True), transposed=A.transposed)
+    regular = inverse_norm(made, M[0]) * norm * jnp.finfo(M.dtype).eps < 1
+    identity = (jnp.eye(len(M), dtype=M.dtype), jnp.arange(len(M)))  # either factor, and no pivoting
+    factors = tuple(jnp.where(regular, x, y.astype(x.dtype)) for x, y in zip(factors, identity, strict=False))
+    return replace(made, factors=factors, regular=regular)

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from bilevel import tree
+from bilevel.precision import full_precision
 from bilevel.status import ProblemError, SolveInfo
 
 Tree = Any
@@ -49,6 +50,7 @@ class LinearOperator:
             return self
         return replace(self, mv=self.mv_transpose, mv_transpose=self.mv, transposed=not self.transposed)
 
+    @full_precision
     def block(self, V: Float[Array, "n k"], like: Tree) -> Float[Array, "n k"]:
         """``A V`` for raveled vectors of the space of ``like``, by one block of k products."""
         unravel = ravel_pytree(like)[1]
@@ -106,6 +108,11 @@ class Preconditioner(Protocol):
     def build(self, A: LinearOperator, like: Tree) -> tuple[Callable[[Tree], Tree], int]:
         """Build ``M``."""
         ...
+
+
+def build(preconditioner: Preconditioner | None, A: LinearOperator, like: Tree) -> tuple[Callable[[Tree], Tree], int]:
+    """The approximate inverse that a preconditioner builds, the identity for None, and the matvecs it took."""
+    return (lambda r: r, 0) if preconditioner is None else preconditioner.build(A, like)
 
 
 class Request(NamedTuple):

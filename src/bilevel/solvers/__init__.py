@@ -1,11 +1,13 @@
 """Lower-level solvers ``solver(lower, lam, w0, data) -> w, SolveInfo`` on pytrees."""
 
+from bilevel.linear.operator import Preconditioner
 from bilevel.problems import Lower
 from bilevel.solvers.base import Solver
 from bilevel.solvers.newton_cg import NewtonCG
 from bilevel.solvers.newton_krylov import NewtonKrylov
 
 
-def default_solver(lower: Lower) -> Solver:
+def default_solver(lower: Lower, preconditioner: Preconditioner | None = None) -> Solver:
     """NewtonCG for minimizations; a few Picard steps, then Newton-GMRES for fixed points and roots."""
-    return NewtonCG() if lower.kind == "minimization" else NewtonKrylov()
+    solver = NewtonCG if lower.kind == "minimization" else NewtonKrylov
+    return solver(preconditioner=preconditioner)

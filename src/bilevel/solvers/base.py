@@ -14,9 +14,10 @@ from bilevel.status import ProblemError, SolveInfo, Status
 Tree = Any
 
 MAX_STEPS = 10_000  # of first-order solvers that were given a tolerance but no budget
-MAX_NEWTON_STEPS = 100
+MAX_NEWTON_STEPS = 300
 RUNNING = Status.MAX_STEPS  # what a run has come to if its loop ends first
 FALLEN = 0.9  # part of the first residual above which a later one is that of a drift
+HELD = 0.1  # part of the last residual by which the one after the last Newton step may miss the model's
 FIRST_FORCING = 0.3  # tolerance of the first linear solve of a Newton method, and the loosest
 
 

@@ -3,18 +3,31 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bilevel import tree
 from bilevel.linear.cg import run_cg
+from bilevel.linear.operator import build, divisor
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import MAX_NEWTON_STEPS, RUNNING, default_rtol, forcing, request, require_minimization, scale
+from bilevel.solvers.base import (
+    HELD,
+    MAX_NEWTON_STEPS,
+    RUNNING,
+    default_rtol,
+    forcing,
+    request,
+    require_minimization,
+    scale,
+)
 from bilevel.solvers.line_search import DECREASE, backtrack
 from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
+
+ROUNDING = 32.0  # eps |H| |w| of the gradient that are rounding
 
 
 @tree.record
@@ -23,25 +36,31 @@ class NewtonCG:
     """Truncated Newton method on ``loss(w, lam)`` with line search.
 
     Each step solves ``H p = -d_w loss`` by CG only as far as Newton's model is trusted (Eisenstat and Walker
-    1996, choice 1), follows negative curvature away from saddles, and backtracks along p.
+    1996, choice 1), follows negative curvature away from saddles, and backtracks along p. A step ends the work only
+    if the gradient after it is the one that the model predicts: on the way along a curved valley, or out along the
+    tail of a loss without a minimum, steps may be short beside ``w`` with no solution near.
 
     Parameters
     ----------
     steps
-        Newton steps. Without ``rtol`` exactly so many run; with it, at most (default 100).
+        Newton steps. Without ``rtol`` exactly so many run; with it, at most (default 300).
     rtol
-        Stop after a step of norm ``<= rtol * max(norm(w), norm(w0))``. Default, where ``steps`` is not given
-        either: the square root of machine epsilon.
+        Stop after a step of norm ``<= rtol * max(norm(w), norm(w0))`` if the gradient is then the predicted one.
+        Default, where ``steps`` is not given either: the square root of machine epsilon.
+    preconditioner
+        A :class:`~bilevel.linear.operator.Preconditioner` of the Hessian, built anew at every step; one that is
+        built already stays.
 
     Notes
     -----
-    Cost of a step: one gradient, the CG products, one or more evaluations of the loss, all counted as matvecs;
-    one more gradient for the residual of the value returned. Statuses: ``MAX_STEPS``, ``NO_DESCENT``,
-    ``NONFINITE``.
+    Cost of a step: one gradient, the products of CG and of the preconditioner, one or more evaluations of the loss,
+    all counted as matvecs; one more gradient for the residual of the value returned. Statuses: ``MAX_STEPS``,
+    ``NO_DESCENT``, ``NONFINITE``.
     """
 
     steps: int | None = field(default=None, metadata={"static": True})
     rtol: Any = None
+    preconditioner: Any = None
 
     def __call__(
         self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: Any = None
@@ -49,15 +68,21 @@ class NewtonCG:
         """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
         require_minimization("NewtonCG", lower, "NewtonKrylov")
         budget, rtol, steps = request(self, rtol, steps, default=default_rtol(w0), most=MAX_NEWTON_STEPS)
-        run = _minimize(lower, lam, w0, data, rtol, steps, budget)
-        F = lower.residual(run.w, lam, data)
+        run = _minimize(lower, lam, w0, data, rtol, steps, budget, self.preconditioner)
+        known = jnp.isfinite(run.residual_norm)
+        norm_F = jax.lax.cond(
+            known,
+            lambda: run.residual_norm,
+            lambda: tree.norm(lower.residual(run.w, lam, data)).astype(run.step_norm.dtype),
+        )
         status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
-        status = jnp.where(tree.all_finite((run.w, F)), status, code(Status.NONFINITE))
-        return run.w, SolveInfo(run.step, run.matvecs + 1, tree.norm(F), status)
+        status = jnp.where(tree.all_finite(run.w) & jnp.isfinite(norm_F), status, code(Status.NONFINITE))
+        return run.w, SolveInfo(run.step, run.matvecs + ~known, norm_F, status)
 
 
 class _Run(NamedTuple):
     w: Tree
+    residual_norm: Float[Array, ""]  # at w; infinite where it is not known
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]  # at the last linearization
     model_norm: Float[Array, ""]  # what the last Newton model predicted for the next one
@@ -67,7 +92,9 @@ class _Run(NamedTuple):
     status: Int[Array, ""]
 
 
-def _minimize(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: int, budget: bool) -> _Run:
+def _minimize(
+    lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: Any, budget: bool, preconditioner: Any
+) -> _Run:
     def loss(w):
         return lower.function(w, lam, data)
 
@@ -79,21 +106,34 @@ def _minimize(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: i
         g, H = lower.linearize(s.w, lam, data)
         norm_g = tree.norm(g)
         eta = forcing(norm_g, s.gradient_norm, s.model_norm, s.step_norm, rtol * scale(s.w, w0))
-        cg = run_cg(H, tree.neg(g), lambda r: r, eta * norm_g, None, 2 * tree.size(g) + 50)
-        slope = tree.dot(g, cg.x)
-        p = tree.where(slope < 0, cg.x, tree.neg(g))
-        alpha, value, trials = backtrack(loss, s.w, p, decreases(s.loss, jnp.minimum(slope, 0.0)))
-        step_norm = tree.norm(p)
-        w = tree.where(alpha > 0, tree.axpy(alpha, p, s.w), s.w)
-        # A short Newton step says that w is this close, whether or not rounding lets the loss fall along it.
-        reached = (step_norm <= rtol * scale(w, w0)) & (cg.status == Status.OK)
+        M, built = build(preconditioner, H, g)
+        cg = run_cg(H, tree.neg(g), M, eta * norm_g, None, 2 * tree.size(g) + 50)
+        bent = cg.status == Status.NEGATIVE_CURVATURE
+        # A direction of negative curvature has no length of its own: it begins with that of the step so far.
+        newton = tree.axpy(jnp.where(bent, tree.norm(cg.x) / divisor(tree.norm(cg.p)), 0.0), cg.p, cg.x)
+        slope = tree.dot(g, newton)
+        p = tree.where(slope < 0, newton, tree.neg(g))
+        accept = decreases(s.loss, jnp.minimum(slope, 0.0))
+        alpha, value, trials = backtrack(loss, s.w, p, accept, scale(s.w, w0), extend=bent)
+        step_norm, full = tree.norm(p), tree.add(s.w, p)
+        # Rounding of the loss may hide the descent along a short Newton step; its gradient tells.
+        short = (step_norm <= rtol * scale(full, w0)) & (cg.status == Status.OK) & ((alpha == 1) | (alpha == 0))
+        norm_full = jax.lax.cond(
+            short, lambda: tree.norm(lower.residual(full, lam, data)).astype(infinite.dtype), lambda: infinite
+        )
+        rounding = ROUNDING * tree.eps(s.w) * cg.largest * scale(full, w0)
+        tiny = short & (step_norm <= tree.eps(s.w) ** 0.5 * scale(full, w0))  # rounding, with a preconditioner as well
+        reached = tiny | (norm_full <= cg.residual_norm + HELD * norm_g + rounding)
         status = jnp.where((alpha > 0) | reached, code(RUNNING), code(Status.NO_DESCENT))
         status = jnp.where(reached & (not budget), code(Status.OK), status)
         status = jnp.where(jnp.isfinite(norm_g) & jnp.isfinite(s.loss), status, code(Status.NONFINITE))
-        matvecs = s.matvecs + 1 + cg.step + trials
+        taken = tree.where(alpha > 0, tree.axpy(alpha, p, s.w), s.w)
+        known = jnp.where(reached, norm_full, infinite)
+        matvecs = s.matvecs + 1 + built + cg.step + trials + short
         value = jnp.where(alpha > 0, value, s.loss)
-        return _Run(w, value, norm_g, cg.residual_norm, alpha * step_norm, s.step + 1, matvecs, status)
+        w = tree.where(reached, full, taken)
+        return _Run(w, known, value, norm_g, cg.residual_norm, alpha * step_norm, s.step + 1, matvecs, status)
 
     infinite = jnp.asarray(jnp.inf, tree.dtype(w0))
-    start = _Run(w0, loss(w0), infinite, infinite, infinite, jnp.asarray(0), jnp.asarray(1), code(RUNNING))
+    start = _Run(w0, infinite, loss(w0), infinite, infinite, infinite, jnp.asarray(0), jnp.asarray(1), code(RUNNING))
     return bounded_while(lambda s: s.status == RUNNING, body, start, steps)

@@ -10,7 +10,7 @@ from bilevel import tree
 from bilevel.linear.gmres import GMRES
 from bilevel.loops import bounded_while
 from bilevel.problems import Lower
-from bilevel.solvers.base import MAX_NEWTON_STEPS, RUNNING, default_rtol, forcing, request, scale
+from bilevel.solvers.base import HELD, MAX_NEWTON_STEPS, RUNNING, default_rtol, forcing, request, scale
 from bilevel.solvers.line_search import DECREASE, backtrack
 from bilevel.solvers.picard import Picard
 from bilevel.status import SolveInfo, Status, code
@@ -31,10 +31,13 @@ class NewtonKrylov:
     Parameters
     ----------
     steps
-        Newton steps. Without ``rtol`` exactly so many run; with it, at most (default 100).
+        Newton steps. Without ``rtol`` exactly so many run; with it, at most (default 300).
     rtol
-        Stop after a step of norm ``<= rtol * max(norm(w), norm(w0))``. Default, where ``steps`` is not given
-        either: the square root of machine epsilon.
+        Stop after a step of norm ``<= rtol * max(norm(w), norm(w0))`` if the residual is then the predicted one.
+        Default, where ``steps`` is not given either: the square root of machine epsilon.
+    preconditioner
+        A :class:`~bilevel.linear.operator.Preconditioner` of ``d_w F``, built anew at every step; one that is built
+        already stays.
 
     Notes
     -----
@@ -45,6 +48,7 @@ class NewtonKrylov:
 
     steps: int | None = field(default=None, metadata={"static": True})
     rtol: Any = None
+    preconditioner: Any = None
 
     def __call__(
         self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: Any = None
@@ -53,7 +57,8 @@ class NewtonKrylov:
         budget, rtol, steps = request(self, rtol, steps, default=default_rtol(w0), most=MAX_NEWTON_STEPS)
         w, picard = _picard(lower, lam, w0, data, rtol)
         status = jnp.where((picard.status == Status.OK) & (not budget), code(Status.OK), code(RUNNING))
-        run = _newton(lower, lam, w, w0, data, rtol, steps, budget, status)
+        gmres = GMRES(preconditioner=self.preconditioner)
+        run = _newton(lower, lam, w, w0, data, rtol, steps, budget, status, gmres)
         F = lower.residual(run.w, lam, data)
         status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
         status = jnp.where(tree.all_finite((run.w, F)), status, code(Status.NONFINITE))
@@ -79,7 +84,7 @@ class _Run(NamedTuple):
     status: Int[Array, ""]
 
 
-def _newton(lower: Lower, lam, w: Tree, w0: Tree, data, rtol, steps: int, budget: bool, status) -> _Run:
+def _newton(lower: Lower, lam, w: Tree, w0: Tree, data, rtol, steps: int, budget: bool, status, gmres: GMRES) -> _Run:
     def residual_norm(w):
         return tree.norm(lower.residual(w, lam, data))
 
@@ -87,13 +92,17 @@ def _newton(lower: Lower, lam, w: Tree, w0: Tree, data, rtol, steps: int, budget
         F, A = lower.linearize(s.w, lam, data)
         norm_F = tree.norm(F)
         eta = forcing(norm_F, s.residual_norm, s.model_norm, s.step_norm, rtol * scale(s.w, w0))
-        p, linear = GMRES()(A, tree.neg(F), rtol=eta, steps=2 * tree.size(F) + 50)
+        p, linear = gmres(A, tree.neg(F), rtol=eta, steps=2 * tree.size(F) + 50)
         step_norm = tree.norm(p)
         last = step_norm <= rtol * scale(s.w, w0)
-        alpha, _, trials = backtrack(residual_norm, s.w, p, lambda a, new: new <= (1 - DECREASE * a) * norm_F)
-        # The last step is at the level of rounding, where norm(F) may no longer fall.
-        alpha = jnp.where((alpha == 0) & last, 1.0, alpha)
-        status = jnp.where(last & (not budget) & (linear.status == Status.OK), code(Status.OK), code(RUNNING))
+        size = scale(s.w, w0)
+        alpha, new, trials = backtrack(residual_norm, s.w, p, lambda a, new: new <= (1 - DECREASE * a) * norm_F, size)
+        # At the level of rounding norm(F) may no longer fall; above it a short step is the last one only if it brings
+        # the residual that the model predicts: out along a tail without a root short steps go on for ever.
+        rounding = (alpha == 0) & last
+        reached = last & (rounding | (new <= linear.residual_norm + HELD * norm_F))
+        alpha = jnp.where(rounding, 1.0, alpha)
+        status = jnp.where(reached & (not budget) & (linear.status == Status.OK), code(Status.OK), code(RUNNING))
         status = jnp.where(alpha > 0, status, code(Status.NO_DESCENT))
         status = jnp.where(jnp.isfinite(norm_F), status, code(Status.NONFINITE))
         w = tree.where(jnp.isfinite(step_norm), tree.axpy(alpha, p, s.w), s.w)

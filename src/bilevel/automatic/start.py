@@ -1,0 +1,193 @@
+"""The start of the automatic method: the lower level and the adjoint to about the tolerance, and a probe."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bilevel import tree
+from bilevel.certificates.estimate import LOOSE, loose_solve
+from bilevel.lagrangian import Instance
+from bilevel.linear.cg import run_cg
+from bilevel.linear.dense import Dense
+from bilevel.linear.factorized import Factorized, factorize
+from bilevel.linear.gmres import GMRES
+from bilevel.linear.operator import LinearOperator, build
+from bilevel.linear.spectral import probe_vector
+from bilevel.methods.base import nothing_done
+from bilevel.solvers import default_solver
+from bilevel.solvers.base import scale
+from bilevel.status import SolveInfo, Status, code, is_failure
+
+Tree = Any
+
+ADJOINT = 0.05  # relative residual of the first adjoint solve, in units of the tolerance
+PROBE_RTOL = 0.03  # the probe has seen every direction that holds a thousandth of a random vector's energy
+BLOCK = 12  # products in a block that cost no more than one by itself, at least
+MANY = 12  # products of a Newton step that a good factorization does not need
+MODEL = 0.1  # part of the residual by which it may differ from its linear model after a step
+PROBE_STEPS = 200  # of GMRES
+STABLE = 0.3  # relative change of A, against its inverse, over the distance to the solution
+
+
+class Wish(NamedTuple):
+    """What is asked for: ``error <= tol * norm(grad) + atol`` within ``max_matvecs``; None where nothing is.
+
+    ``lower_rtol`` bounds the relative step to which the lower level is solved, where ``tol`` would allow more.
+    """
+
+    tol: Any
+    atol: Any
+    max_matvecs: Any
+    lower_rtol: Any
+
+
+class Start(NamedTuple):
+    """A point ``(w, v)`` from which Newton's method converges, and what it took."""
+
+    w: Tree
+    v: Tree
+    lower: SolveInfo
+    adjoint: SolveInfo
+    probe: SolveInfo
+
+
+def lower_rtol(wish: Wish, w0: Tree) -> Float[Array, ""]:
+    """Relative step to which the lower level is solved: one Newton step squares it."""
+    root = 0.1 * jnp.sqrt(jnp.asarray(wish.tol, tree.dtype(w0)))
+    return jnp.minimum(jnp.clip(root, tree.eps(w0) ** 0.75, 0.03), wish.lower_rtol)
+
+
+def solve_lower(
+    at: Instance, w0: Tree, rtol: Any, near: Factorized | None = None, steps: int | None = None
+) -> tuple[Tree, SolveInfo]:
+    """Solution of the lower level by its default solver, preconditioned by a factorization near it."""
+    solver = default_solver(at.problem.lower, near)
+    return solver(at.problem.lower, at.lam, w0, at.lower_data, rtol=rtol, steps=steps)
+
+
+def factorize_at(at: Instance, w: Tree) -> Factorized:
+    """Dense factorization of ``A = d_w F`` at ``w``."""
+    return factorize(at.linearize(w)[1], w)
+
+
+def solve_densely(at: Instance, w0: Tree, rtol: Any) -> tuple[Tree, SolveInfo, Factorized]:
+    """Solution of the lower level with the factorization at its start, and another where that was of little use."""
+    n = tree.size(w0)
+    near = factorize_at(at, w0)
+    w, lower = solve_lower(at, w0, rtol, near)
+    poor = ~near.regular | (lower.matvecs > n // BLOCK + MANY * (lower.steps + 1))
+    near = jax.lax.cond(poor, lambda: factorize_at(at, w), lambda: near)
+    return w, lower.plus(n + jnp.where(poor, n, 0)), near
+
+
+def continued(first: SolveInfo, rest: SolveInfo) -> SolveInfo:
+    """The info of a solve that went on from where another stood, however that ended."""
+    return replace(first.then(rest), status=rest.status)
+
+
+def start(
+    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower: SolveInfo, near: Factorized | None
+) -> Start:
+    """Where the passes begin: at ``v0``, or for a cold start (None or zero) at the adjoint of one Newton step more.
+
+    ``lower`` is the info of the solve that gave ``w``.
+    """
+    nothing = nothing_done(w0)
+    found = Start(w, tree.zeros_like(w) if v0 is None else v0, lower, nothing, nothing)
+    stuck = lower.status == Status.NO_DESCENT
+    cold = (True if v0 is None else tree.norm(v0) == 0) & ~is_failure(lower.status)
+
+    def from_cold(s: Start) -> Start:
+        return _from_cold(wish, at, s, scale(w, w0), near)
+
+    return jax.lax.cond(cold | stuck, from_cold, lambda s: s, found)
+
+
+def _from_cold(wish: Wish, at: Instance, s: Start, size: Float[Array, ""], near: Factorized | None) -> Start:
+    """One Newton step on the lower level, then the adjoint from zero, and the probe.
+
+    With ``v = 0`` the first pass would not see how A changes along its step: its error would be that of w.
+    A line search that found no descent was at rounding if that step is short, against ``size``, else stuck.
+    """
+    F, A = at.linearize(s.w)
+    dw, step = loose_solve(A, tree.neg(F), steps=_left(wish, s.lower.matvecs), preconditioner=near)
+    stuck = (s.lower.status == Status.NO_DESCENT) & ~(tree.norm(dw) <= LOOSE * size)
+    status = jnp.where(stuck, s.lower.status, serious(step.status))
+    w = tree.where(is_failure(status), s.w, tree.add(s.w, dw))
+    lower = s.lower.then(step)
+    _, A = at.linearize(w)
+    _, d_w_U = at.upper_gradient(w)
+    rtol = jnp.clip(ADJOINT * jnp.asarray(wish.tol, tree.dtype(w)), 16 * tree.eps(w), LOOSE)
+    v, adjoint = loose_solve(A.T, d_w_U, rtol, steps=_left(wish, lower.matvecs), preconditioner=near)
+    return Start(
+        w,
+        v,
+        replace(lower, status=status),
+        replace(adjoint, status=serious(adjoint.status)),
+        _probe(at, A, w, dw, near),
+    )
+
+
+def _left(wish: Wish, spent: Int[Array, ""]) -> Any:
+    """Steps that the budget of a linear solve has left; None where there is no budget."""
+    return None if wish.max_matvecs is None else jnp.maximum(wish.max_matvecs - spent, 0)
+
+
+def serious(status: Int[Array, ""]) -> Int[Array, ""]:
+    """A status that is about the problem, not about how far a solve came: the error tells that."""
+    return jnp.where(status <= Status.STAGNATED, code(Status.OK), status)
+
+
+def model_holds(
+    at: Instance, w: Tree, dw: Tree, F: Tree, model_norm: Float[Array, ""], size: Float[Array, ""]
+) -> Bool[Array, ""]:
+    """Whether ``F(w + dw)`` is about what the linear model ``F + A dw``, of norm ``model_norm``, says.
+
+    First-order errors mean nothing where it is not: in a curved valley, along the tail of an exponential (F falls to
+    1/e), at a degenerate minimum (to 8/27). A step at rounding, against ``size``, is taken at its word. One matvec.
+    """
+    after = at.problem.lower.residual(tree.add(w, dw), at.lam, at.lower_data)
+    at_rounding = tree.norm(dw) <= jnp.sqrt(tree.eps(w)) * size
+    return at_rounding | (tree.norm(after) <= model_norm + MODEL * tree.norm(F))
+
+
+def _probe(at: Instance, A: LinearOperator, w: Tree, dw: Tree, near: Factorized | None) -> SolveInfo:
+    """Look for negative curvature and null directions by ``A x = z`` with a random z, ``dw`` being the last step.
+
+    With a factorization near A a few steps see every direction; where that was singular or indefinite a new one
+    tells whether A is. Without, a direction is seen that holds enough of z.
+    """
+    z = probe_vector(w)
+    if near is None:
+        x, info = _solve_probe(A, z, PROBE_RTOL, None)
+    else:
+        rtol = min(PROBE_RTOL, 0.3 / tree.size(w) ** 0.5)  # below what one direction holds of z
+        x, info = jax.lax.cond(near.regular, lambda: _solve_probe(A, z, rtol, near), lambda: Dense()(A, z))
+    # A = I - J is known to rounding of J, that is of one: a larger inverse is made of rounding.
+    invisible = (at.problem.lower.kind == "fixed_point") & (100 * tree.eps(w) * tree.norm(x) >= tree.norm(z))
+    unseen = invisible | (info.status == Status.MAX_STEPS) | (info.status == Status.STAGNATED)
+    unseen |= ~is_failure(info.status) & ~_is_stable(at, w, dw, x, z)
+    return replace(info.plus(2), status=jnp.where(unseen, code(Status.SINGULAR), info.status))
+
+
+def _is_stable(at: Instance, w: Tree, dw: Tree, x: Tree, z: Tree) -> Bool[Array, ""]:
+    """Whether ``x = A(w)^{-1} z`` still solves ``A(w') x = z`` nearly, at a w' as far away as the solution may be.
+
+    That is the last step back, and what rounding of F leaves of w: ``eps norm(w)``, enlarged as z is by ``A^{-1}``.
+    Where it does not, the inverse is made of the distance to a double root or to a manifold of solutions.
+    """
+    blur = 32 * tree.eps(w) * tree.norm(w) / tree.norm(z)
+    _, A = at.linearize(tree.axpy(blur, x, tree.sub(w, dw)))
+    return tree.norm(tree.sub(A.mv(x), z)) <= STABLE * tree.norm(z)
+
+
+def _solve_probe(A: LinearOperator, z: Tree, rtol: float, near: Factorized | None) -> tuple[Tree, SolveInfo]:
+    """Solve to a residual only: no direction may hide behind a solution that has settled."""
+    if A.definite:
+        M, _ = build(near, A, z)
+        run = run_cg(A, z, M, rtol * tree.norm(z), None, 10 * tree.size(z) + 100)
+        return run.x, SolveInfo(run.step, run.step, run.residual_norm, run.status)
+    return GMRES(preconditioner=near)(A, z, rtol=rtol, steps=PROBE_STEPS)
