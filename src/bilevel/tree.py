@@ -119,6 +119,33 @@ def standard_normal(key: Array, a: Tree) -> Tree:
     return treedef.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
 
 
+def masked_mean(values: Tree, mask: Bool[Array, " k"]) -> Tree:
+    """Mean over the leading axis of those entries where ``mask`` is True; NaN where it is nowhere.
+
+    For batches of problems: what failed is left out whatever it holds, ``masked_mean(h.grad, ~h.failed)``.
+
+    Parameters
+    ----------
+    values
+        Pytree of arrays of shape (k, ...).
+    mask
+        Shape (k,).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> print(masked_mean(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([True, False, True])))
+    2.0
+    """
+    count = jnp.sum(mask)
+
+    def mean(x):
+        kept = jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, 0.0)
+        return jnp.sum(kept, axis=0) / count.astype(x.dtype)
+
+    return jax.tree.map(mean, values)
+
+
 def strong(a: Tree) -> Tree:
     """The same arrays without weak types, so that ``1.0`` and ``jnp.ones(())`` compile to one program."""
 

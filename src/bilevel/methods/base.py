@@ -68,6 +68,11 @@ class Hypergradient:
         size = tree.norm(self.grad)
         return jnp.where(self.error == 0, 0.0, self.error / jnp.where(size > 0, size, 0.0))
 
+    @property
+    def failed(self) -> Bool[Array, ""]:
+        """Whether the status is a failure."""
+        return is_failure(self.status)
+
     def raise_if_failed(self) -> "Hypergradient":
         """Raise :class:`~bilevel.status.ConvergenceError` on a failure, else return itself. Eager only."""
         raise_if_failed(self, f"Hypergradient by {self.method}")

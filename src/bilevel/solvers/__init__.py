@@ -1,5 +1,7 @@
 """Lower-level solvers ``solver(lower, lam, w0, data) -> w, SolveInfo`` on pytrees."""
 
+from typing import Any
+
 from bilevel.linear.operator import Preconditioner
 from bilevel.problems import Lower
 from bilevel.solvers.base import Solver
@@ -7,7 +9,7 @@ from bilevel.solvers.newton_cg import NewtonCG
 from bilevel.solvers.newton_krylov import NewtonKrylov
 
 
-def default_solver(lower: Lower, preconditioner: Preconditioner | None = None) -> Solver:
+def default_solver(lower: Lower, preconditioner: Preconditioner | None = None, rtol: Any = None) -> Solver:
     """NewtonCG for minimizations; a few Picard steps, then Newton-GMRES for fixed points and roots."""
     solver = NewtonCG if lower.kind == "minimization" else NewtonKrylov
-    return solver(preconditioner=preconditioner)
+    return solver(rtol=rtol, preconditioner=preconditioner)
