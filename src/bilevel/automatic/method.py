@@ -6,12 +6,21 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from bilevel import tree
 from bilevel.automatic.passes import Passes, advance, finish, first_state
-from bilevel.automatic.start import BLOCK, Wish, continued, factorize_at, lower_rtol, solve_densely, solve_lower, start
+from bilevel.automatic.start import (
+    BLOCK,
+    Wish,
+    approach,
+    continued,
+    factorize_at,
+    lower_rtol,
+    solve_densely,
+    solve_lower,
+    start,
+)
 from bilevel.lagrangian import Instance
 from bilevel.linear.factorized import Factorized
 from bilevel.methods.base import Hypergradient
@@ -23,8 +32,6 @@ Tree = Any
 
 DENSE = 300  # systems up to this size are factorized at every cold start
 DENSE_MOST = 3000  # systems up to this size are factorized where products by the dozen have not been enough
-NEAR = 1e-2  # relative step at which the matrix is near enough to that of the solution
-LOOK = 4  # Newton steps after which the cost of the rest is judged
 TIGHTEST = 0.75  # relative step of the lower-level solver in a second attempt, in powers of eps
 
 
@@ -45,8 +52,9 @@ class Automatic:
     Notes
     -----
     Up to 300 unknowns the dense ``A`` is factorized, by n products in one block, and preconditions all that follows.
-    So it is in cold starts (``v0`` not given) of up to 3000 once the products spent are as expensive as that: none
-    costs much more than twice the better of the two. A budget excludes it.
+    Larger problems begin with L-BFGS where they are minimizations, and up to 3000 unknowns the factorization comes
+    once the products spent are as expensive as that: none costs much more than twice the better of the two. Warm starts
+    of larger problems (``v0`` given) and budgets leave both out.
 
     Cold starts end with a probe: one loose solve with a random right-hand side, which meets negative curvature
     and null directions that the right-hand sides of the problem need not contain. Called eagerly, a failure is given a
@@ -85,8 +93,9 @@ class Automatic:
         """The same, steered from the host: what few problems need is compiled apart, and only where it is needed."""
         at = Instance(problem, lam, lower_data, upper_data)
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
-        undecided = v0 is None and self.max_matvecs is None and DENSE < tree.size(w0) <= DENSE_MOST
-        h = _undecided(wish, at, w0) if undecided else _complete(wish, at, w0, v0, dense=self._small(w0))
+        small = self._small(w0)
+        large = v0 is None and self.max_matvecs is None and not small
+        h = _large(wish, at, w0) if large else _complete(wish, at, w0, v0, dense=small)
         if not _may_be_mended(h) or self.max_matvecs is not None:
             return h
         tight = wish._replace(lower_rtol=tree.eps(w0) ** TIGHTEST)
@@ -139,14 +148,18 @@ def _complete(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: boo
     return _rest(wish, at, near, state, h)
 
 
-def _undecided(wish: Wish, at: Instance, w0: Tree) -> Hypergradient:
-    """A few Newton steps tell what products cost; a factorization comes once they have cost as much as it does."""
-    rtol = lower_rtol(wish, w0)
-    w, begun = _solve_checked(at, w0, jnp.asarray(NEAR, rtol.dtype), None, steps=LOOK)
-    near = _factorize(at, w) if int(begun.matvecs) * BLOCK >= tree.size(w0) else None
-    begun = begun if near is None else begun.plus(tree.size(w0))
-    w, rest = _solve(at, w, rtol, near)
-    state, h = _first_from(wish, at, w0, w, continued(begun, rest), near)
+def _large(wish: Wish, at: Instance, w0: Tree) -> Hypergradient:
+    """A first-order solver begins; a factorization comes if it has not ended when its products cost as much."""
+    n, rtol = tree.size(w0), lower_rtol(wish, w0)
+    affordable = n <= DENSE_MOST
+    w, lower = _approach(at, w0, rtol, steps=n // BLOCK if affordable else None)
+    near = None
+    if int(lower.status) != Status.OK:
+        if affordable and int(lower.matvecs) * BLOCK >= n:
+            near, lower = _factorize(at, w), lower.plus(n)
+        w, rest = _solve(at, w, rtol, near)
+        lower = continued(lower, rest)
+    state, h = _first_from(wish, at, w0, w, lower, near)
     return _rest(wish, at, near, state, h)
 
 
@@ -160,9 +173,9 @@ def _rest(wish: Wish, at: Instance, near: Factorized | None, state: Passes, h: H
 
 
 @partial(jax.jit, static_argnames="steps")
-def _solve_checked(at, w0, rtol, near, *, steps):
+def _approach(at, w0, rtol, *, steps):
     validate(at.problem, at.lam, w0, at.lower_data, at.upper_data)
-    return solve_lower(at, w0, rtol, near, steps)
+    return approach(at, w0, rtol, steps)
 
 
 def _may_be_mended(h: Hypergradient) -> bool:

@@ -19,16 +19,19 @@ from bilevel.linear.spectral import probe_vector
 from bilevel.methods.base import nothing_done
 from bilevel.solvers import default_solver
 from bilevel.solvers.base import scale
+from bilevel.solvers.lbfgs import LBFGS
 from bilevel.status import SolveInfo, Status, code, is_failure
 
 Tree = Any
 
-ADJOINT = 0.05  # relative residual of the first adjoint solve, in units of the tolerance
+ADJOINT = 0.2  # relative residual of the first adjoint solve, in units of the tolerance
 PROBE_RTOL = 0.03  # the probe has seen every direction that holds a thousandth of a random vector's energy
 BLOCK = 12  # products in a block that cost no more than one by itself, at least
 MANY = 12  # products of a Newton step that a good factorization does not need
 MODEL = 0.1  # part of the residual by which it may differ from its linear model after a step
 PROBE_STEPS = 200  # of GMRES
+SHORT = 0.03  # steps of L-BFGS are so much shorter than the distance to the solution
+FEW = 4  # Newton steps
 STABLE = 0.3  # relative change of A, against its inverse, over the distance to the solution
 
 
@@ -60,12 +63,23 @@ def lower_rtol(wish: Wish, w0: Tree) -> Float[Array, ""]:
     return jnp.minimum(jnp.clip(root, tree.eps(w0) ** 0.75, 0.03), wish.lower_rtol)
 
 
-def solve_lower(
-    at: Instance, w0: Tree, rtol: Any, near: Factorized | None = None, steps: int | None = None
-) -> tuple[Tree, SolveInfo]:
+def solve_lower(at: Instance, w0: Tree, rtol: Any, near: Factorized | None = None) -> tuple[Tree, SolveInfo]:
     """Solution of the lower level by its default solver, preconditioned by a factorization near it."""
-    solver = default_solver(at.problem.lower, near)
-    return solver(at.problem.lower, at.lam, w0, at.lower_data, rtol=rtol, steps=steps)
+    return default_solver(at.problem.lower, near)(at.problem.lower, at.lam, w0, at.lower_data, rtol=rtol)
+
+
+def approach(at: Instance, w0: Tree, rtol: Any, steps: int | None) -> tuple[Tree, SolveInfo]:
+    """The same by at most so many steps of L-BFGS, which needs fewer products than Newton's method on the way.
+
+    It does not leave saddles and stops where rounding hides the descent; ``w0`` comes back from overflow. Fixed points
+    and roots have no such solver: a few Newton steps.
+    """
+    lower = at.problem.lower
+    if lower.kind == "minimization":
+        w, info = LBFGS()(lower, at.lam, w0, at.lower_data, rtol=SHORT * rtol, steps=steps)
+    else:
+        w, info = default_solver(lower)(lower, at.lam, w0, at.lower_data, rtol=rtol, steps=FEW)
+    return tree.where(tree.all_finite(w), w, w0), info
 
 
 def factorize_at(at: Instance, w: Tree) -> Factorized:
