@@ -29,6 +29,19 @@ LIBRARIES = {
     "torchopt": Library("torch", ("torch==2.13.0", "numpy", "torchopt==0.7.3"), ("torchopt", "torch", "numpy")),
     "hypertorch": Library("torch", ("torch==2.13.0", "numpy"), ("torch", "numpy")),
 }
+TOGETHER = "bilevel, jaxopt and optimistix"  # in one process, this library from its sources
+_ENVIRONMENTS = LIBRARIES | {
+    TOGETHER: Library(
+        "together",
+        (
+            *LIBRARIES["jaxopt"].requirements,
+            *LIBRARIES["optimistix"].requirements[1:],
+            "optax==0.2.8",
+            "jaxtyping==0.3.11",
+        ),
+        (),
+    )
+}
 
 
 class UnavailableError(Exception):
@@ -37,7 +50,7 @@ class UnavailableError(Exception):
 
 def python_of(name):
     """The interpreter that has a library, installed first where it is missing."""
-    library = LIBRARIES[name]
+    library = _ENVIRONMENTS[name]
     if library.environment is None:
         return Path(sys.executable)
     folder = FOLDER / library.environment
@@ -61,7 +74,7 @@ def variables(name, dtype, hypertorch):
     values |= dict.fromkeys(THREAD_VARIABLES, str(CORES))
     values["JAX_ENABLE_X64"] = "1" if dtype == "float64" else "0"
     if name != "bilevel":
-        values["PYTHONPATH"] = str(hypertorch) if name == "hypertorch" else ""
+        values["PYTHONPATH"] = {"hypertorch": str(hypertorch), TOGETHER: str(ROOT / "src")}.get(name, "")
     return values
 
 

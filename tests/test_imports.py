@@ -13,7 +13,7 @@ import bilevel
 ROOT = Path(bilevel.__file__).parent
 # Lowest first. Rooms on one level do not import each other.
 LEVELS = (
-    ("tree",),
+    ("precision", "tree", "citations"),
     ("status",),
     ("loops",),
     ("linear",),
@@ -22,12 +22,17 @@ LEVELS = (
     ("solvers",),
     ("certificates",),
     ("methods",),
-    ("plan",),
+    ("automatic",),
     ("hypergradient", "implicit"),
+    ("plan",),
+    ("checking",),
+    ("diagnosis",),
+    ("check", "diagnose"),
     ("algorithms",),
     ("optimize",),
     ("models", "data", "records"),
     ("tuning", "comparison"),
+    ("experiments",),
     ("cli",),
     ("__init__",),
 )

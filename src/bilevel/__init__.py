@@ -1,7 +1,12 @@
 """Hypergradients of bilevel problems, with their error."""
 
 from bilevel import algorithms
+from bilevel.automatic.method import Automatic
 from bilevel.certificates.constants import Constants, estimate_constants
+from bilevel.check import check_hypergradient
+from bilevel.checking.report import Check
+from bilevel.diagnose import diagnose
+from bilevel.diagnosis.report import Diagnosis
 from bilevel.hypergradient import hypergradient
 from bilevel.implicit import implicit
 from bilevel.linear.cg import CG
@@ -17,7 +22,7 @@ from bilevel.methods.base import Hypergradient
 from bilevel.methods.exact import Exact
 from bilevel.methods.itd import ITD
 from bilevel.optimize import optimize
-from bilevel.plan import Automatic
+from bilevel.plan import plan
 from bilevel.problems import Lower, Problem, fixed_point, minimization, root
 from bilevel.solvers.anderson import Anderson
 from bilevel.solvers.lbfgs import LBFGS
@@ -27,6 +32,7 @@ from bilevel.solvers.newton_krylov import NewtonKrylov
 from bilevel.solvers.optax import Optax
 from bilevel.solvers.picard import GradientDescent, Picard
 from bilevel.status import BilevelError, ConvergenceError, ProblemError, SolveInfo, Status
+from bilevel.tree import masked_mean
 
 __all__ = [
     "AID",
@@ -37,9 +43,11 @@ __all__ = [
     "Anderson",
     "Automatic",
     "BilevelError",
+    "Check",
     "Constants",
     "ConvergenceError",
     "Dense",
+    "Diagnosis",
     "Exact",
     "Factorized",
     "GradientDescent",
@@ -61,12 +69,16 @@ __all__ = [
     "SolveInfo",
     "Status",
     "algorithms",
+    "check_hypergradient",
+    "diagnose",
     "estimate_constants",
     "factorize",
     "fixed_point",
     "hypergradient",
     "implicit",
+    "masked_mean",
     "minimization",
     "optimize",
+    "plan",
     "root",
 ]

@@ -182,9 +182,9 @@ def validate(
     """
     validate_lower(problem.lower, lam, w, lower_data)
     _require_scalar("upper", problem.upper, w, lam, upper_data)
-    reaches_lower = _leaves_used(problem.lower.residual, w, lam, lower_data)
-    reaches_upper = _leaves_used(problem.upper, w, lam, upper_data)
-    reaches_method = _leaves_used(lambda w, lam, data: reach(problem, lam, w, data), w, lam, lower_data)
+    reaches_lower = leaves_used(problem.lower.residual, w, lam, lower_data)
+    reaches_upper = leaves_used(problem.upper, w, lam, upper_data)
+    reaches_method = leaves_used(lambda w, lam, data: reach(problem, lam, w, data), w, lam, lower_data)
     if not any(reaches_lower) and not any(reaches_method):
         raise ProblemError(
             "lam does not reach the lower-level problem: no leaf of lam enters its residual, so the solution "
@@ -238,7 +238,7 @@ def _require_like_w(name: str, function: Function, w: Tree, lam: Tree, data: Tre
             )
 
 
-def _leaves_used(function: Function, w: Tree, lam: Tree, data: Tree) -> list[bool]:
+def leaves_used(function: Function, w: Tree, lam: Tree, data: Tree) -> list[bool]:
     """For every leaf of lam, whether the value of ``function(w, lam, data)`` depends on it structurally."""
     w, lam, data = jax.tree.map(jax.typeof, (w, lam, data))
     jaxpr = jax.make_jaxpr(function)(w, lam, data).jaxpr

@@ -41,15 +41,15 @@ CASES = {name: lambda name=name: with_constants(name, 4, jnp.float64, n=10) for 
 }
 # Where the supremum is met on the points below: constants that could not be smaller.
 SHARP = {
-    "ridge": ("mu", "L", "nu2", "mu1"),
-    "ridge, weighted, scalar log": ("mu", "L", "nu2", "mu1"),
-    "ridge, weighted, log": ("mu", "L", "nu2", "mu1"),
+    "ridge": ("mu", "L", "nu2", "mu1", "mu1_relative"),
+    "ridge, weighted, scalar log": ("mu", "L", "nu2", "mu1", "mu1_relative"),
+    "ridge, weighted, log": ("mu", "L", "nu2", "mu1", "mu1_relative"),
     "logistic": ("mu", "nu2"),
     "logistic, weighted, scalar": ("mu", "nu2"),
     "logistic, weighted, log": ("mu", "nu2"),
-    "kernel_ridge": ("mu", "L", "mu1"),
-    "biased_regularization": ("mu", "L", "B0", "mu1"),
-    "hyper_representation": ("mu", "L", "nu2", "B0", "mu1"),
+    "kernel_ridge": ("mu", "L", "mu1", "mu1_relative"),
+    "biased_regularization": ("mu", "L", "B0", "mu1", "mu1_relative"),
+    "hyper_representation": ("mu", "L", "nu2", "B0", "mu1", "mu1_relative"),
     "affine": ("mu", "L", "q", "B0", "mu1"),
     "equilibrium": ("mu", "L", "q", "B0"),
     "multinomial": ("nu2",),
@@ -78,7 +78,8 @@ class Flat:
             return residual(x, lam), A, B, *jax.grad(upper, argnums=(0, 1))(x, lam)
 
         self.at_point = lambda x: [np.asarray(value) for value in everything(jnp.asarray(x))]
-        self.curvature = np.asarray(jax.jit(jax.hessian(upper))(jnp.zeros(self.n), lam))
+        curvature = jax.jit(jax.hessian(upper))
+        self.curvature = lambda x: np.asarray(curvature(jnp.asarray(x), lam))  # d2_ww U
         self.solution = np.asarray(ravel_pytree(dense_truth(*case[:5]).w)[0])
 
     def directions(self):
@@ -86,7 +87,7 @@ class Flat:
         rng = np.random.default_rng(0)
         _, A, *_ = self.at_point(self.solution)
         _, _, right = np.linalg.svd(A)
-        _, _, right_upper = np.linalg.svd(self.curvature)
+        _, _, right_upper = np.linalg.svd(self.curvature(np.zeros(self.n)))
         rows = [*rng.standard_normal((4, self.n)), *np.eye(self.n)[:10], right[0], right[-1], right_upper[0]]
         return [row / np.linalg.norm(row) for row in rows]
 
@@ -95,11 +96,20 @@ def norm(M):
     return np.linalg.norm(M, 2)
 
 
+def log_change(H, H0):
+    """The least s with ``H >= exp(-s) H0`` on the range of H0 (softmax has directions without curvature)."""
+    values, vectors = np.linalg.eigh(H0)
+    Q = vectors[:, values > 1e-8 * values[-1]]
+    return -np.log(scipy.linalg.eigvalsh(Q.T @ H @ Q, Q.T @ H0 @ Q)[0])
+
+
 def sampled(flat):
     """Every constant from below (``mu`` from above) by its definition, over points at several distances from w*."""
     c, origin = flat.constants, flat.solution
     F0, A0, B0, g0, u0 = flat.at_point(origin)
-    found = {name: [0.0] for name in ("L", "q", "nu1", "nu2", "B0", "mu1", "mu2", "self_concordance")} | {"mu": []}
+    found = {name: [0.0] for name in ("L", "q", "nu1", "nu2", "B0", "mu1", "mu1_relative", "mu2", "self_concordance")}
+    found["mu"] = []
+    U0 = flat.curvature(origin)
     found["B0"].append(norm(flat.at_point(np.zeros(flat.n))[2]))
     for size in SIZES:
         for direction in flat.directions():
@@ -116,8 +126,10 @@ def sampled(flat):
             found["mu1"].append(np.linalg.norm(g - g0) / size)
             share = float(c.mu2) / max(float(c.mu2) + float(c.mu2_growth) * radius, 1e-300)
             found["mu2"].append(share * np.linalg.norm(u - u0) / size)
+            if c.mu1_relative is not None:
+                found["mu1_relative"].append(scipy.linalg.eigvalsh(flat.curvature(w), A)[-1])
             if c.self_concordance is not None and size <= 1.0:  # beyond it A(w) is numerically singular
-                found["self_concordance"].append(-np.log(scipy.linalg.eigvalsh(A, A0)[0]) / size)
+                found["self_concordance"] += [log_change(A, A0) / size, log_change(flat.curvature(w), U0) / size]
     return {name: min(values) if name == "mu" else max(values) for name, values in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""The truth of a fault by dense float64 arithmetic, apart from the library's solvers, and what rounding leaves of it."""
+"""The truth of a fault in dense float64, apart from the library's solvers, and what rounding leaves of it."""
 
 import math
 from typing import Any, NamedTuple

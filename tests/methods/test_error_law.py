@@ -1,4 +1,4 @@
-"""``h.error`` is the true error within a factor of two: a small draw of what ``benchmarks/error_law.py`` draws."""
+"""``h.error`` is the true error within a factor of two: a small draw of what ``benchmarks/certificates.py`` draws."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +48,7 @@ def test_error_is_within_a_factor_of_two_on_a_draw():
     ratios = np.array(ratios)
     within = (ratios >= 0.5) & (ratios <= 2)
     assert len(ratios) >= 50
-    assert within.mean() >= 0.95, np.sort(ratios)[[0, 1, 2, -3, -2, -1]]
+    assert within.mean() >= 0.98, np.sort(ratios)[[0, 1, 2, -3, -2, -1]]
 
 
 @pytest.mark.parametrize("family", ["logistic", "affine"])

@@ -98,3 +98,36 @@ def test_a_start_that_is_not_finite(solver, dtype):
     kind = bl.fixed_point(doubling) if solver in (PICARD, NEWTON) else bl.minimization(concave)
     _, info = _solve(solver, kind, jnp.ones((), dtype), jnp.asarray([np.inf, 1.0], dtype))
     assert Status(int(info.status)) == Status.NONFINITE
+
+
+def tail(w, lam, _data):
+    """Falls towards zero at infinity: every Newton step has length one, short beside ``w`` far out."""
+    return jnp.sum(jnp.exp(-lam * w))
+
+
+def exponential(w, lam, _data):
+    return jnp.sum(jnp.exp(w) - lam * w)
+
+
+def concave_tails(w, lam, _data):
+    return jnp.sum(jnp.log1p((w - lam) ** 2))
+
+
+def test_a_short_newton_step_far_from_a_solution_is_not_the_last(dtype):
+    w, info = bl.NewtonCG()(
+        bl.minimization(tail), jnp.ones((), dtype), jnp.full(2, 30.0, dtype), None, rtol=0.05, steps=9
+    )
+    assert Status(int(info.status)) == Status.MAX_STEPS
+    np.testing.assert_allclose(w, 39.0, rtol=1e-3)  # steps of length one
+
+
+@pytest.mark.parametrize(
+    ("loss", "w0", "expected"), [(exponential, -50.0, np.log(2.0)), (concave_tails, 1e4, 2.0)], ids=["flat", "concave"]
+)
+def test_newton_cg_comes_back_from_far_away(loss, w0, expected, dtype):
+    """From where the curvature is 1e-22 a Newton step is 1e22 long; where it is negative a step has no length."""
+    w, info = bl.NewtonCG()(
+        bl.minimization(loss), jnp.full((), 2.0, dtype), jnp.full(2, w0, dtype), None, rtol=1e-4, steps=60
+    )
+    assert Status(int(info.status)) == Status.OK
+    np.testing.assert_allclose(w, expected, atol=2e-4 * abs(w0))  # rtol is relative to the start, too

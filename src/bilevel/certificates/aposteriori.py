@@ -13,12 +13,22 @@ which is first order in both residuals. A fixed-point problem has ``mu = 1 - q``
 Ehrhardt and Roberts (2023, arXiv 2301.04764), which passes through the exact adjoint at ``w``, and allows for
 direct dependence of ``U`` on ``lam``.
 
-Without a global ``mu``, of a convex loss with ``A(w') >= exp(-a |w - w'|) A(w)``: with m the least eigenvalue of
-``A(w)``, integrating along the segment gives ``r_w >= m (1 - exp(-a |e|)) / a``, hence
+That grows with ``1 / mu^2``: the first line turns a residual into an error of w, the second that into an error of v.
+Of a convex loss with ``A(w') >= exp(-a |w - w'|) A(w)`` the two need not be worst at once. On the segment from w to
+the solution all Hessians lie between ``1 / p`` and p times those at w, ``p = exp(a e_w)``, and with
+``d2_ww U(w) <= c A(w)``, ``A(w) >= m`` and ``|x|_A^2 = <x, A(w) x>``,
+
+    |e|_A <= p r_w / sqrt(m),     |(A* - A) v|_A^-1 <= (p - 1) |v|_A,     |g* - g|_A^-1 <= p c |e|_A
+    |v - v*| <= e_v = p ((p - 1) sqrt(m) |v|_A + r_v + p^2 c r_w) / m
+
+which is ``(r_v + c r_w) / m`` for a quadratic. Such a loss needs no global ``mu``, either: integrating along the
+segment gives ``r_w >= m (1 - exp(-a |e|)) / a``, hence
 
     |e| <= e_w = -log(1 - a r_w / m) / a   if a r_w < m,             mu = m exp(-a e_w) on the segment.
 
-The factors ``1 / mu`` make the bound too large by up to the condition number, twice. But any other point
+Where c is not given, it and m are the extreme eigenvalues of dense matrices at w.
+
+The factors ``1 / mu`` make the bound too large by up to the condition number and more. But any other point
 ``(w', v')`` proves a bound, too:
 
     |grad - true| <= |grad - d_lam l(w', v')| + bound at (w', v')
@@ -27,16 +37,20 @@ and at a point corrected by Newton steps (:mod:`bilevel.lagrangian`) the second 
 solves are tight, while the first is the estimated error. So the bound is within a small factor of the error
 where the solves can be made that tight.
 
-Rounding is a stated model: an evaluation errs by at most ``u = (n + 10) eps`` times the norms of the terms it
-sums, n the number of unknowns. Those of ``F(w)`` are at most ``|F(w)| + 2 L |w|``, since ``|F(0)| <= |F(w)| +
-L |w|``; likewise of ``g``; and ``w`` itself is read with this relative error where ``A``, ``B`` and ``d_lam U``
-depend on it. "Proved" means proved up to this model.
+Rounding is a stated model: an evaluation errs by at most ``u = (sqrt(n) / 8 + 6) eps`` times the norms of the terms it
+sums, n the number of unknowns: rounding errors of a sum are of either sign and grow with the root of the number of
+its terms (Higham and Mary 2019, doi 10.1137/18M1226312). Those measured on all families are below a half of it
+(docs/bounds.md). The terms of ``F(w)`` are at most ``|F(w)| + 2 L |w|``, since ``|F(0)| <= |F(w)| + L |w|``; likewise
+of ``g``; and ``w`` itself is read with this relative error where ``A``, ``B`` and ``d_lam U`` depend on it. "Proved"
+means proved up to this model.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
@@ -81,6 +95,13 @@ class Reference(NamedTuple):
         return jnp.where(total >= 0, total, jnp.inf)
 
 
+class Local(NamedTuple):
+    """At ``w``: ``A(w) >= m`` and ``d2_ww U(w) <= c A(w)``."""
+
+    m: Float[Array, ""]
+    c: Float[Array, ""]
+
+
 class Region(NamedTuple):
     """How far the solution may be, and the strong monotonicity of F from ``w`` to there."""
 
@@ -90,8 +111,10 @@ class Region(NamedTuple):
 
 def used(c: Constants) -> tuple[str, ...]:
     """Names of the constants that a bound is made of."""
-    alternatives = ("mu" if c.known("mu") else "self_concordance", *(("B0",) if c.known("B0") else ()))
-    return ("L", "nu1", "nu2", "mu1", "mu2", "mu2_growth", *alternatives)
+    beside = [name for name in ("mu", "B0", "self_concordance") if c.known(name)]
+    if c.known("mu", "self_concordance", "mu1_relative"):
+        beside.append("mu1_relative")
+    return ("L", "nu1", "nu2", "mu1", "mu2", "mu2_growth", *beside)
 
 
 def certify(at: Instance, w: Tree, v: Tree, grad: Tree, spent: Int[Array, ""]) -> Certificate | None:
@@ -103,14 +126,16 @@ def certify(at: Instance, w: Tree, v: Tree, grad: Tree, spent: Int[Array, ""]) -
 
     Notes
     -----
-    Cost, besides these steps: three matvecs for every point looked at; the n of the dense ``A(w)`` in a block where
-    ``self_concordance`` stands in for ``mu`` (n up to 2000; NaN above); ``min(n, dim(lam))`` in blocks for the
-    Frobenius norm of ``B(w)`` where ``B0`` is not given.
+    Cost, besides these steps: three matvecs for every point looked at; the 2 n of dense ``A(w)`` and ``d2_ww U(w)``
+    in two blocks where ``self_concordance`` is given without ``mu`` or ``mu1_relative`` (n up to 2000; above it is
+    not used); ``min(n, dim(lam))`` in blocks for the Frobenius norm of ``B(w)`` where ``B0`` is not given.
     """
     if at.problem.constants is None:
         return None
     c = constants_of(at)
-    if not c.known(*used(c)) or (not c.known("mu") and tree.size(w) > DENSE_SIZE):
+    if tree.size(w) > DENSE_SIZE and not c.known("mu1_relative"):
+        c = replace(c, self_concordance=None)
+    if not c.known(*used(c)) or not (c.known("mu") or c.known("self_concordance")):
         return Certificate(jnp.asarray(jnp.nan, tree.dtype(grad)), jnp.asarray(False), jnp.asarray(0))
     best, matvecs = _sharpened(at, c, w, v, grad, spent)
     bound = jnp.where(jnp.isfinite(best.total), best.total, jnp.nan).astype(tree.dtype(grad))
@@ -159,11 +184,16 @@ def bound_at(at: Instance, c: Constants, w: Tree, v: Tree) -> tuple[Float[Array,
     W, V, G, u = tree.norm(w), tree.norm(v), tree.norm(g), rounding_unit(w)
     r_w = tree.norm(F)
     r_w = r_w + u * (r_w + 2 * c.L * W)
-    r_v = tree.norm(tree.sub(A.mv_transpose(v), g))
+    Av = A.mv_transpose(v)
+    r_v = tree.norm(tree.sub(Av, g))
     r_v = r_v + u * (r_v + (c.L + c.nu1 * W) * V + G + 2 * c.mu1 * W)
-    (e_w, mu), products = _region(c, A, w, r_w)
+    local, products = _local(at, c, A, w)
+    e_w, mu = _region(c, local, r_w)
     B, products_B = _norm_of_jacobian(at, c, w)
     e_v = (r_v + (c.nu1 * V + c.mu1) * e_w) / mu
+    if local is not None:
+        energy = jnp.sqrt(jnp.maximum(tree.dot(v, Av), 0.0) + u * c.L * V**2)  # |v|_A
+        e_v = jnp.minimum(e_v, _energy_bound(c, local, e_w, r_w, r_v, energy))
     mu2 = c.mu2 + c.mu2_growth * (W + e_w)
     truncation = B * e_v + (mu2 + c.nu2 * (V + e_v)) * e_w
     direct = tree.norm(jax.grad(at.problem.upper, argnums=1)(w, at.lam, at.upper_data))
@@ -171,17 +201,54 @@ def bound_at(at: Instance, c: Constants, w: Tree, v: Tree) -> tuple[Float[Array,
     return truncation + evaluation, 2 + products + products_B
 
 
-def _region(c: Constants, A: LinearOperator, w: Tree, r_w: Float[Array, ""]) -> tuple[Region, int]:
+def _local(at: Instance, c: Constants, A: LinearOperator, w: Tree) -> tuple[Local | None, int]:
+    """Both of a self-concordant loss, given or from dense matrices, and the products that took."""
+    if c.self_concordance is None:
+        return None, 0
+    if c.mu is not None and c.mu1_relative is not None:
+        return Local(_positive(c.mu), c.mu1_relative), 0
+    u, A_w = rounding_unit(w), A.dense(w)
+    # Rounding moves the two matrices by u times what bounds their norms.
+    m = jnp.linalg.eigvalsh(A_w)[0] - u * c.L
+    m = _positive(m if c.mu is None else jnp.maximum(m, c.mu))
+    R = jnp.linalg.cholesky(A_w)
+    half = solve_triangular(R, _upper_hessian(at, w).dense(w), lower=True)
+    relative = jnp.linalg.eigvalsh(solve_triangular(R, half.T, lower=True))[-1]
+    relative = relative * (1 + u * c.L / m) + u * c.mu1 / m
+    return Local(m, jnp.where(relative <= c.mu1 / m, relative, c.mu1 / m)), 2 * tree.size(w)
+
+
+def _upper_hessian(at: Instance, w: Tree) -> LinearOperator:
+    def mv(x: Tree) -> Tree:
+        return jax.jvp(lambda w: at.upper_gradient(w)[1], (w,), (x,))[1]
+
+    return LinearOperator(mv, mv, symmetric=True)
+
+
+def _region(c: Constants, local: Local | None, r_w: Float[Array, ""]) -> Region:
     """``e_w`` and ``mu``; NaN where the residual is too large to know how far the solution is."""
     if c.mu is not None:
-        mu = jnp.where(c.mu > 0, c.mu, jnp.nan)
-        return Region(r_w / mu, mu), 0
-    eigenvalues = jnp.linalg.eigvalsh(A.dense(w))
-    m = eigenvalues[0] - rounding_unit(w) * jnp.max(jnp.abs(eigenvalues))
-    a = c.self_concordance
-    left = 1 - a * r_w / jnp.where(m > 0, m, jnp.nan)
-    e_w = -jnp.log(jnp.where(left > 0, left, jnp.nan)) / a
-    return Region(e_w, m * jnp.exp(-a * e_w)), tree.size(w)
+        return Region(r_w / _positive(c.mu), _positive(c.mu))
+    assert local is not None
+    a, m = c.self_concordance, local.m
+    e_w = jnp.where(a > 0, -jnp.log(_positive(1 - a * r_w / m)) / jnp.where(a > 0, a, 1.0), r_w / m)
+    return Region(e_w, m * jnp.exp(-a * e_w))
+
+
+def _energy_bound(
+    c: Constants, local: Local, e_w: Float[Array, ""], r_w: Float[Array, ""], r_v: Float[Array, ""], energy: Any
+) -> Float[Array, ""]:
+    """``e_v`` by energy norms, as derived above; infinite where the Hessians may change by more than a factor of e."""
+    m, smoothness = local
+    change = c.self_concordance * e_w  # log p
+    p = jnp.exp(jnp.minimum(change, 1.0))
+    e_v = p * (jnp.expm1(jnp.minimum(change, 1.0)) * jnp.sqrt(m) * energy + r_v + p**2 * smoothness * r_w) / m
+    return jnp.where(change > 1, jnp.inf, e_v)
+
+
+def _positive(x: Any) -> Float[Array, ""]:
+    """``x``, not a number where it is not positive."""
+    return jnp.where(jnp.asarray(x) > 0, x, jnp.nan)
 
 
 def _norm_of_jacobian(at: Instance, c: Constants, w: Tree) -> tuple[Float[Array, ""], int]:
@@ -211,5 +278,5 @@ def _unit(like: Tree, i: Any) -> Tree:
 
 
 def rounding_unit(w: Tree) -> float:
-    """``u = (n + 10) eps`` of the stated model of rounding."""
-    return (tree.size(w) + 10) * tree.eps(w)
+    """``u = (sqrt(n) / 8 + 6) eps`` of the stated model of rounding."""
+    return (tree.size(w) ** 0.5 / 8 + 6) * tree.eps(w)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from bilevel import tree
 from bilevel.lagrangian import Instance
 from bilevel.linear.spectral import extreme_eigenvalues, power_iteration, probe_vector
+from bilevel.precision import full_precision
 from bilevel.problems import Problem
 from bilevel.status import ProblemError
 
@@ -52,9 +53,13 @@ class Constants:
     mu2, mu2_growth
         ``|d_lam U(w) - d_lam U(w*)| <= (mu2 + mu2_growth R) |w - w*|`` where ``|w|, |w*| <= R``. Units U / (lam w)
         and U / (lam w^2).
+    mu1_relative
+        Beside ``mu1``, of a strongly convex loss: ``d2_ww U(w) <= mu1_relative A(w)`` for all w, smoothness of U
+        relative to the loss (Lu, Freund and Nesterov 2018, arXiv 1610.05708). Often far below ``mu1 / mu``.
+        Unit U / loss.
     self_concordance
-        In place of ``mu``, for a convex loss that is strongly convex nowhere uniformly: the a for which
-        ``A(w') >= exp(-a |w - w'|) A(w)`` for all ``w, w'`` (Bach 2010, arXiv 0910.4627). Unit 1 / w.
+        Beside or in place of ``mu``, of a convex loss: the a for which ``A(w') >= exp(-a |w - w'|) A(w)`` for all
+        ``w, w'`` (Bach 2010, arXiv 0910.4627), and the same of ``d2_ww U``; 0 where both are constant. Unit 1 / w.
     D
         ``|w*| <= D``. Unit w. Gradient descent on a strongly convex loss, and a contraction, that start at zero
         stay in the ball ``|w - w*| <= D``.
@@ -83,6 +88,7 @@ class Constants:
     nu2: Number = None
     B0: Number = None
     mu1: Number = None
+    mu1_relative: Number = None
     mu2: Number = None
     mu2_growth: Number = 0.0
     self_concordance: Number = None
@@ -145,6 +151,7 @@ def on_ball(at: Instance, w0: Tree) -> Constants:
     return c.filled("L_B", ("B0", "nu2", "D"), lambda: c.B0 + 2 * c.nu2 * c.D)
 
 
+@full_precision
 def estimate_constants(
     problem: Problem, lam: Tree, w: Tree, lower_data: Tree = None, upper_data: Tree = None
 ) -> tuple[Constants, int]:

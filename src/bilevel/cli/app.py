@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from bilevel.cli.bounds import bounds_command
+from bilevel.cli.check import check_command
 from bilevel.cli.compare import compare_command
+from bilevel.cli.diagnose import diagnose_command
 from bilevel.cli.environment import configure_jax
 from bilevel.cli.progress import live_progress
+from bilevel.cli.reproduce import reproduce_command
 from bilevel.cli.show import STAGES, show
 from bilevel.data import BUNDLED, DataError, load
 from bilevel.status import BilevelError, ProblemError
@@ -74,6 +77,9 @@ def tune_command(
 
 app.command("compare")(compare_command)
 app.command("bounds")(bounds_command)
+app.command("check")(check_command)
+app.command("diagnose")(diagnose_command)
+app.command("reproduce")(reproduce_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,31 +9,28 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import typer
 
 from bilevel import tree
 from bilevel.certificates import apriori
-from bilevel.certificates.aposteriori import Certificate, certify
 from bilevel.certificates.constants import Constants, estimate_constants, on_ball
-from bilevel.certificates.estimate import distance_to_hypergradient, estimate_error
 from bilevel.cli.environment import configure_jax
 from bilevel.cli.options import AsJson, Condition, Dtype, ProblemName, Seed, Size, find_case
 from bilevel.cli.show_bounds import Bounds, Row, plot, show
 from bilevel.comparison.output import make_directory
 from bilevel.comparison.record import facts
 from bilevel.comparison.truth import Truth, find_truth
+from bilevel.experiments.counted import aid, itd
 from bilevel.hypergradient import hypergradient
-from bilevel.lagrangian import Instance, gradient
+from bilevel.lagrangian import Instance
 from bilevel.linear.cg import CG
 from bilevel.linear.richardson import Richardson
-from bilevel.methods.itd import ITD
 from bilevel.models.catalog import CATALOG, Case
 from bilevel.problems import validate
 from bilevel.records import plain, versions
 from bilevel.solvers.picard import Picard
-from bilevel.status import ConvergenceError, ProblemError
+from bilevel.status import BilevelError, ProblemError
 
 Tree = Any
 
@@ -86,7 +83,7 @@ def compute(case: Case, name: str, steps: int) -> Bounds:
     ------
     ProblemError
         The problem has no map with a known contraction: it is a root, or no constants say so.
-    ConvergenceError
+    BilevelError
         The true hypergradient could not be computed.
     """
     jax.eval_shape(validate, case.problem, case.lam, case.w0, case.lower_data, case.upper_data)
@@ -95,7 +92,7 @@ def compute(case: Case, name: str, steps: int) -> Bounds:
     case = case._replace(w0=tree.strong(tree.zeros_like(case.w0)), lam=tree.strong(case.lam))
     truth = find_truth(case)
     if truth.grad is None:
-        raise ConvergenceError(f"the true hypergradient is not known: {truth.note}", truth)
+        raise BilevelError(f"the true hypergradient is not known: {truth.note}")
     if case.problem.constants is None:
         w = hypergradient(*case[:3], lower_data=case.lower_data, upper_data=case.upper_data, error=True).w
         estimated, _ = estimate_constants(case.problem, case.lam, w, case.lower_data, case.upper_data)
@@ -105,7 +102,7 @@ def compute(case: Case, name: str, steps: int) -> Bounds:
     rates, step = _rates(c)
     at = at._replace(problem=replace(case.problem, constants=c))
     grid = np.unique(np.geomspace(1, steps, POINTS).round().astype(int))
-    rows = [row for t in grid for row in _rows_at(at, case.w0, step, rates, truth, int(t))]
+    rows = [row for t in grid for row in _rows_at(at, case.w0, step, rates, truth, int(t), steps)]
     order = list(dict.fromkeys(row.method for row in rows))
     return Bounds(name, case, truth, c, rates, step, sorted(rows, key=lambda row: (order.index(row.method), row.t)))
 
@@ -121,49 +118,32 @@ def _rates(c: Constants) -> tuple[apriori.Rates | None, float]:
     raise ProblemError("bounds need the constants mu and L of a minimization, or q of a fixed-point map.")
 
 
-def _rows_at(at: Instance, w0: Tree, step: float, rates: apriori.Rates | None, truth: Truth, t: int) -> list[Row]:
+def _rows_at(
+    at: Instance, w0: Tree, step: float, rates: apriori.Rates | None, truth: Truth, t: int, most: int
+) -> list[Row]:
+    """ITD, AID-FP and AID-CG after t of at most ``most`` steps."""
+    picard, fp = Picard(step=step), Richardson(step=step)
+    curves = [
+        ("ITD", t, itd(picard, t, most), rates and apriori.itd(rates, t)),
+        ("AID-FP, k = t", t, aid(picard, fp, t, t), rates and apriori.aid_fp(rates, t, t)),
+    ]
+    if at.problem.lower.symmetric:
+        curves += [
+            (name, k, aid(picard, CG(), t, k), rates and apriori.aid_cg(rates, t, k))
+            for name, k in (("AID-CG, k = t", t), (f"AID-CG, k = {FIXED}", FIXED))
+        ]
+    return [_row(at, w0, truth, t, *curve) for curve in curves]
+
+
+def _row(at: Instance, w0: Tree, truth: Truth, t: int, name: str, k: int, method: Any, bound: Any) -> Row:
+    h = hypergradient(
+        at.problem, at.lam, w0, lower_data=at.lower_data, upper_data=at.upper_data, method=method, on_failure="keep"
+    )
     size = float(tree.norm(truth.grad))
-
-    def row(method: str, k: int, grad: Tree, estimate: Any, certificate: Certificate | None, bound: Any) -> Row:
-        assert certificate is not None  # the problem has constants
-        return Row(
-            method, t, k, truth.relative_error_of(grad), float(estimate) / size, float(certificate.bound) / size,
-            bool(certificate.proved), math.nan if rates is None else float(bound) / size,
-        )  # fmt: skip
-
-    problem, lam, lower_data, upper_data = at
-    itd = hypergradient(
-        problem, lam, w0, lower_data=lower_data, upper_data=upper_data, method=ITD(Picard(steps=t, step=step)),
-        error=False, on_failure="keep",
+    return Row(
+        name, t, k, truth.relative_error_of(h.grad), float(h.error) / size, float(h.bound) / size, bool(h.proved),
+        math.nan if bound is None else float(bound) / size,
     )  # fmt: skip
-    estimate, certificate = _judge_itd(at, itd.w, itd.grad, t)
-    rows = [row("ITD", t, itd.grad, estimate, certificate, rates and apriori.itd(rates, t))]
-    curves = [("AID-FP, k = t", Richardson(step=step), t, apriori.aid_fp)]
-    if problem.lower.symmetric:
-        curves += [("AID-CG, k = t", CG(), t, apriori.aid_cg), (f"AID-CG, k = {FIXED}", CG(), FIXED, apriori.aid_cg)]
-    for method, linear, k, bound in curves:
-        grad, estimate, certificate = _aid(linear, at, w0, step, t, k)
-        rows.append(row(method, k, grad, estimate, certificate, rates and bound(rates, t, k)))
-    return rows
-
-
-@jax.jit
-def _judge_itd(at: Instance, w: Tree, grad: Tree, t: Any) -> tuple[Any, Certificate | None]:
-    """Estimated error and certificate of a gradient by ITD."""
-    distance, v, _ = distance_to_hypergradient(at, w, grad)
-    return distance, certify(at, w, v, grad, 2 * jnp.asarray(t))
-
-
-@jax.jit
-def _aid(linear: Any, at: Instance, w0: Tree, step: Any, t: Any, k: Any) -> tuple[Tree, Any, Certificate | None]:
-    """AID with the counts as data, one program for all: gradient, estimated error and certificate."""
-    w, lower = Picard(step=step)(at.problem.lower, at.lam, w0, at.lower_data, steps=t)
-    _, A = at.linearize(w)
-    v, adjoint = linear(A.T, at.upper_gradient(w)[1], steps=k)
-    grad, spent = gradient(at, w, v).grad, lower.matvecs + adjoint.matvecs
-    correction, _ = estimate_error(at, w, v, spent)
-    corrected = tree.add(w, correction.dw), tree.add(v, correction.dv)
-    return grad, tree.norm(correction.change), certify(at, *corrected, grad, spent)
 
 
 def record(found: Bounds, origin: dict[str, Any]) -> dict[str, Any]:

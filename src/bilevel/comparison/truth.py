@@ -10,6 +10,7 @@ from scipy.linalg import norm  # safe from overflow, for iterates that diverge
 
 from bilevel import tree
 from bilevel.automatic.method import Automatic
+from bilevel.checking.reference import EXACT_SIZE
 from bilevel.comparison.attempt import attempt
 from bilevel.comparison.measure import run
 from bilevel.methods.exact import Exact
@@ -17,8 +18,6 @@ from bilevel.models.catalog import Case
 from bilevel.status import Status
 
 Tree = Any
-
-EXACT_SIZE = 2000  # lower-level unknowns up to which dense factorizations take seconds
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bilevel.models.samples import (
     spectrum,
     squared_error,
 )
-from bilevel.models.spectra import gram_range
+from bilevel.models.spectra import gram_range, relative_smoothness
 from bilevel.problems import Problem, minimization
 
 
@@ -65,7 +65,12 @@ def constants(_lam: Float[Array, " d"], lower_data: BiasedSamples, upper_data: S
     least, greatest = gram_range(lower_data.X)
     _, mu1 = gram_range(upper_data.X, upper_data.weights)
     beta = lower_data.beta
-    return Constants(mu=least + beta, L=greatest + beta, nu1=0.0, nu2=0.0, B0=beta, mu1=mu1, mu2=0.0)
+    mu, L = least + beta, greatest + beta
+    A = ridge.hessian(beta, Samples(lower_data.X, lower_data.y))
+    relative = relative_smoothness(ridge.root_rows(upper_data), A, mu=mu, L=L, mu1=mu1)
+    return Constants(
+        mu=mu, L=L, nu1=0.0, nu2=0.0, B0=beta, mu1=mu1, mu1_relative=relative, mu2=0.0, self_concordance=0.0
+    )
 
 
 def sample(seed: int, n: int, d: int, condition: float = 10.0, dtype: Any = None) -> Instance:

@@ -19,7 +19,7 @@ from bilevel.models.samples import (
     regression,
     squared_error,
 )
-from bilevel.models.spectra import gram_range, greatest_singular_value
+from bilevel.models.spectra import gram_range, greatest_singular_value, relative_smoothness
 from bilevel.problems import Problem, minimization
 
 
@@ -64,13 +64,17 @@ def constants(lam: Float[Array, "p d"], lower_data: BiasedSamples, upper_data: S
     validation samples ``d_lam U = (G H w - b) w^T``, which is quadratic in w: ``mu2 = |b|`` and
     ``mu2_growth = 2 |G H|``. Cost: O(n p d + d^3).
     """
-    least, greatest = gram_range(lower_data.X @ lam)
-    _, mu1 = gram_range(upper_data.X @ lam)
+    features, features_upper = Samples(lower_data.X @ lam, lower_data.y), Samples(upper_data.X @ lam, upper_data.y)
+    least, greatest = gram_range(features.X)
+    _, mu1 = gram_range(features_upper.X)
     (GH, b), (GH_upper, b_upper) = _moments(lam, lower_data), _moments(lam, upper_data)
-    beta = lower_data.beta
+    mu, L = least + lower_data.beta, greatest + lower_data.beta
+    A = ridge.hessian(lower_data.beta, features)
+    relative = relative_smoothness(ridge.root_rows(features_upper), A, mu=mu, L=L, mu1=mu1)
     return Constants(
-        mu=least + beta, L=greatest + beta, nu1=0.0, nu2=2 * GH, B0=b, mu1=mu1, mu2=b_upper, mu2_growth=2 * GH_upper
-    )
+        mu=mu, L=L, nu1=0.0, nu2=2 * GH, B0=b, mu1=mu1, mu1_relative=relative, mu2=b_upper, mu2_growth=2 * GH_upper,
+        self_concordance=0.0,
+    )  # fmt: skip
 
 
 def _moments(H: Float[Array, "p d"], data: Samples | BiasedSamples) -> tuple[Float[Array, ""], Float[Array, ""]]:

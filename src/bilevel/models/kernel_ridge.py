@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from bilevel.certificates.constants import Constants
 from bilevel.models.samples import Instance, Samples, floating, squared_error
-from bilevel.models.spectra import eigenvalue_range, greatest_singular_value
+from bilevel.models.spectra import eigenvalue_range, greatest_singular_value, relative_smoothness
 from bilevel.problems import Problem, minimization
 
 
@@ -90,13 +90,15 @@ def constants(lam: Widths, lower_data: Samples, upper_data: Validation) -> Const
     least, greatest = eigenvalue_range(kernel(gamma, X, X))
     mu, L = (jnp.maximum(least, 0.0) + beta) / n, (greatest + beta) / n
     stack = jnp.sqrt(1.0 + _slopes_gram_norm(gamma, X, X))
-    K, stack_upper = (
-        greatest_singular_value(kernel(gamma, upper_data.X, points)),
-        jnp.sqrt(_slopes_gram_norm(gamma, upper_data.X, points)),
-    )
+    stack_upper = jnp.sqrt(_slopes_gram_norm(gamma, upper_data.X, points))
+    K_upper = kernel(gamma, upper_data.X, points)
+    norm_upper = greatest_singular_value(K_upper)
+    mu1 = norm_upper**2 / m
+    relative = relative_smoothness(K_upper / m**0.5, _system(lam, X) / n, mu=mu, L=L, mu1=mu1)
     return Constants(
-        mu=mu, L=L, nu1=0.0, nu2=stack / n, B0=0.0, mu1=K**2 / m,
-        mu2=stack_upper * jnp.linalg.norm(upper_data.y) / m, mu2_growth=2 * stack_upper * K / m,
+        mu=mu, L=L, nu1=0.0, nu2=stack / n, B0=0.0, mu1=mu1, mu1_relative=relative,
+        mu2=stack_upper * jnp.linalg.norm(upper_data.y) / m, mu2_growth=2 * stack_upper * norm_upper / m,
+        self_concordance=0.0,
     )  # fmt: skip
 
 

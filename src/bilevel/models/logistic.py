@@ -57,14 +57,16 @@ def constants(lam: Penalties, lower_data: Samples, upper_data: Samples) -> Const
 
     ``A(w) = X^T S diag(psi'') X / n + diag(lam)`` with ``0 < psi'' <= 1/4``: ``mu = min(lam)``,
     ``L = |X^T S X / n| / 4 + max(lam)``. Since ``|d^3 psi| <= 1 / (6 sqrt 3)``, ``A`` changes by at most
-    ``nu1 = |X^T S X / n| max_i |x_i| / (6 sqrt 3)``. ``B`` as for ridge regression. ``d_w U`` is Lipschitz with
-    ``|X^T S X / n| / 4`` of the validation samples. Cost: O(n d^2 + d^3).
+    ``nu1 = |X^T S X / n| max_i |x_i| / (6 sqrt 3)``; and ``|d^3 psi| <= psi''`` makes both levels self-concordant
+    with ``max_i |x_i|``. ``B`` as for ridge regression. ``d_w U`` is Lipschitz with ``|X^T S X / n| / 4`` of the
+    validation samples. Cost: O(n d^2 + d^3).
     """
     gram, gram_upper = (gram_range(samples.X, samples.weights)[1] for samples in (lower_data, upper_data))
-    nu1 = PSI3 * gram * longest_row(lower_data.X)
+    longest, longest_upper = longest_row(lower_data.X), longest_row(upper_data.X)
     return Constants(
-        mu=jnp.min(lam), L=PSI2 * gram + jnp.max(lam), nu1=nu1, nu2=1.0, B0=0.0, mu1=PSI2 * gram_upper, mu2=0.0
-    )
+        mu=jnp.min(lam), L=PSI2 * gram + jnp.max(lam), nu1=PSI3 * gram * longest, nu2=1.0, B0=0.0,
+        mu1=PSI2 * gram_upper, mu2=0.0, self_concordance=jnp.maximum(longest, longest_upper),
+    )  # fmt: skip
 
 
 def log_constants(lam: Penalties, lower_data: Samples, upper_data: Samples) -> Constants:

@@ -79,7 +79,7 @@ def constants(lam: LogPenalties, lower_data: Samples, upper_data: Samples) -> Co
     With a constant feature for the intercepts, ``A(w)`` is the mean of ``x_i x_i^T (x) (diag(p_i) - p_i p_i^T)``
     plus the penalties, or for the intercepts the gauge, whose eigenvalue is ``1 / classes``. Where probabilities
     saturate the curvature of the intercepts vanishes, so that there is no ``mu`` for all w; but
-    ``|D^3 logsumexp[h, h, u]| <= sqrt(2) |u| D^2 logsumexp[h, h]`` makes the loss self-concordant with
+    ``|D^3 logsumexp[h, h, u]| <= sqrt(2) |u| D^2 logsumexp[h, h]`` makes both levels self-concordant with
     ``sqrt(2) max_i |x_i|``. ``B(w)`` maps ``lam`` to ``penalty_j (shared + deviation_j) w_j``:
     ``|B(w)| <= sqrt(2) max(penalty) |w|``. Cost: O(n d^2 + d^3).
     """
@@ -89,7 +89,7 @@ def constants(lam: LogPenalties, lower_data: Samples, upper_data: Samples) -> Co
     longest = longest_row(X)
     return Constants(
         L=LSE2 * gram + jnp.maximum(strongest, 0.5), nu1=LSE3 * gram * longest, nu2=2**0.5 * strongest, B0=0.0,
-        mu1=LSE2 * gram_upper, mu2=0.0, self_concordance=2**0.5 * longest,
+        mu1=LSE2 * gram_upper, mu2=0.0, self_concordance=2**0.5 * jnp.maximum(longest, longest_row(X_upper)),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from bilevel.models.samples import (
     spectrum,
     squared_error,
 )
-from bilevel.models.spectra import DENSE_SIZE, eigenvalue_range, gram_range
+from bilevel.models.spectra import DENSE_SIZE, eigenvalue_range, gram_range, relative_smoothness
 from bilevel.problems import Problem, minimization
 
 Penalties = Float[Array, ""] | Float[Array, " d"]
@@ -76,14 +76,18 @@ def constants(lam: Penalties, lower_data: Samples, upper_data: Samples) -> Const
     ``diag(lam)``, added up. ``B(w) = diag(w)``, or w for a scalar penalty: ``|B(w)| <= |w|``, ``nu2 = 1``.
     ``d_w U`` is affine with the matrix ``X^T S X / n`` of the validation samples. Cost: O(n d^2 + d^3).
     """
-    if lower_data.X.shape[1] <= DENSE_SIZE:
-        mu, L = eigenvalue_range(hessian(lam, lower_data))
+    A = hessian(lam, lower_data)
+    if len(A) <= DENSE_SIZE:
+        mu, L = eigenvalue_range(A)
         mu = jnp.maximum(mu, jnp.min(lam))
     else:
         least, greatest = gram_range(lower_data.X, lower_data.weights)
         mu, L = least + jnp.min(lam), greatest + jnp.max(lam)
     _, mu1 = gram_range(upper_data.X, upper_data.weights)
-    return Constants(mu=mu, L=L, nu1=0.0, nu2=1.0, B0=0.0, mu1=mu1, mu2=0.0)
+    relative = relative_smoothness(root_rows(upper_data), A, mu=mu, L=L, mu1=mu1)
+    return Constants(
+        mu=mu, L=L, nu1=0.0, nu2=1.0, B0=0.0, mu1=mu1, mu1_relative=relative, mu2=0.0, self_concordance=0.0
+    )
 
 
 def log_constants(lam: Penalties, lower_data: Samples, upper_data: Samples) -> Constants:
@@ -98,6 +102,12 @@ def sample(seed: int, n: int, d: int, condition: float = 10.0, dtype: Any = None
     lam = penalties(rng, d, condition)
     lower_data, upper_data, _ = regression(rng, n, spectrum(rng, d, condition) - np.diag(lam), dtype)
     return Instance(floating(lam, dtype), floating(np.zeros(d), dtype), lower_data, upper_data)
+
+
+def root_rows(data: Samples) -> Float[Array, "n d"]:
+    """``(S / n)^1/2 X``, whose Gram matrix is the Hessian of :func:`upper`."""
+    weights = jnp.ones_like(data.y) if data.weights is None else data.weights
+    return data.X * jnp.sqrt(weights / len(data.y))[:, None]
 
 
 def _weighted(data: Samples) -> Float[Array, "n d"]:

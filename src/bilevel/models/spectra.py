@@ -5,6 +5,7 @@ estimates.
 """
 
 import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 DENSE_SIZE = 2000
@@ -56,6 +57,28 @@ def gram_range(X: Float[Array, "n d"], weights: Weights = None) -> tuple[Float[A
     least, greatest = eigenvalue_range((rows.T @ rows if d <= n else rows @ rows.T) / n)
     margin = _margin(rows) * greatest  # of the product
     return jnp.maximum(least - margin, 0.0) * (d <= n), greatest + margin
+
+
+def relative_smoothness(
+    rows: Float[Array, "m d"],
+    A: Float[Array, "d d"],
+    *,
+    mu: Float[Array, ""],
+    L: Float[Array, ""],
+    mu1: Float[Array, ""],
+) -> Float[Array, ""]:
+    """The least c with ``rows^T rows <= c A``, from above, where ``mu I <= A <= L I`` and ``rows^T rows <= mu1 I``.
+
+    With ``A = R R^T`` it is the greatest eigenvalue of ``R^-1 rows^T rows R^-T``. Rounding moves A and R R^T by at
+    most the margin times L, so c by a factor ``1 + 2 margin L / mu``. Where that is no gain, where A is singular to
+    working precision, and above :data:`DENSE_SIZE`, it is ``mu1 / mu``.
+    """
+    crude = mu1 / mu
+    if len(A) > DENSE_SIZE:
+        return crude
+    halves = solve_triangular(jnp.linalg.cholesky(A), rows.T, lower=True)
+    c = eigenvalue_range(halves @ halves.T)[1] * (1 + 2 * _margin(rows) * L / mu)
+    return jnp.where(c <= crude, c, crude)
 
 
 def longest_row(X: Float[Array, "n d"]) -> Float[Array, ""]:

@@ -27,7 +27,7 @@ def backtrack(
 ) -> tuple[Float[Array, ""], Float[Array, ""], Int[Array, ""]]:
     """First ``alpha`` in 1, 1/2, 1/4, ... for which ``acceptable(alpha, function(w + alpha p))``.
 
-    Where ``extend`` is true and one is acceptable, alpha is doubled as long as the function falls: along negative
+    Where ``extend`` is true and one is acceptable, alpha is doubled until the function rises: along negative
     curvature p has no length of its own. Returns ``alpha``, 0 where none was found that moves ``w``, of this ``size``,
     by more than rounding, the function there, and the number of evaluations. NaN is never acceptable.
     """
@@ -52,12 +52,12 @@ def backtrack(
 
 
 def _extend(trial, alpha, value, count, wanted):
-    """Double alpha while the function falls and it is wanted."""
+    """Double alpha until the function rises, where that is wanted."""
 
     def double(carry):
         alpha, value, count, _ = carry
         new = trial(2 * alpha)
-        falls = new < value
+        falls = new <= value  # equal: too short a step to be seen
         return jnp.where(falls, 2 * alpha, alpha), jnp.where(falls, new, value), count + 1, falls
 
     return bounded_while(lambda carry: carry[3], double, (alpha, value, count, jnp.asarray(wanted)), MAX_TRIALS)[:3]

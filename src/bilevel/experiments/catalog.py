@@ -1,0 +1,73 @@
+"""All experiments by name."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bilevel.experiments import (
+    contraction,
+    contraction_plot,
+    equilibrium,
+    equilibrium_plot,
+    figure1,
+    figure1_plot,
+)
+from bilevel.experiments.checks import Check, Summary
+from bilevel.experiments.lines import Line
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment of a paper.
+
+    Attributes
+    ----------
+    about
+        What it shows, in one line.
+    dtype
+        Precision it runs in.
+    stage, stage_name
+        Name of its stage of progress, and that in words.
+    full, quick
+        Settings of the whole experiment, and of a small one.
+    run
+        ``run(settings, seed, progress)`` yields its records.
+    checks, summary
+        Claims about records, and a table of them.
+    figures
+        Functions of the records, by the ends of their file names.
+    """
+
+    about: str
+    dtype: str
+    stage: str
+    stage_name: str
+    full: Any
+    quick: Any
+    run: Callable[[Any, int, Progress], Iterator[Line]]
+    checks: Callable[[list[Line]], list[Check]]
+    summary: Callable[[list[Line]], Summary]
+    figures: Mapping[str, Callable[[list[Line]], Figure]]
+
+
+EXPERIMENTS = {
+    figure1.NAME: Experiment(
+        "error of hypergradients against t, four problems", "float64", "lam", "random λ",
+        figure1.FULL, figure1.QUICK, figure1.run, figure1.checks, figure1.summary,
+        {"": figure1_plot.errors_figure, "-bounds": figure1_plot.bounds_figure},
+    ),
+    contraction.NAME: Experiment(
+        "ITD and AID where the map is no contraction", "float64", "map", "maps",
+        contraction.FULL, contraction.QUICK, contraction.run, contraction.checks, contraction.summary,
+        {"": contraction_plot.figure},
+    ),
+    equilibrium.NAME: Experiment(
+        "an equilibrium model of MNIST with and without projection", "float32", "step", "steps of the training",
+        equilibrium.FULL, equilibrium.QUICK, equilibrium.run, equilibrium.checks, equilibrium.summary,
+        {"": equilibrium_plot.figure},
+    ),
+}  # fmt: skip
