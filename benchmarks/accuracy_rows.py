@@ -3,7 +3,7 @@
 For every other library a grid of tolerances is tried first, which takes the true hypergradient: for each tolerance of
 the adjoint, those of the solver from loose to tight until the true relative error is at most 1e-6. The fastest that
 got there is the library's setting. Then the calls of the three libraries alternate, in rounds; hypertorch runs in a
-process of its own once a round, while this one is idle.
+process of its own once a round, while this one is idle, unless the search showed it far behind.
 
 In the search the tolerances are arguments of one compiled program; in the timed calls they are constants, as a user
 would write them.
@@ -45,24 +45,24 @@ ROUNDS = 3
 REPEAT = {"least": 3, "most": 12, "budget": 0.2}  # calls of a library in one round; the budget in seconds
 SEARCH = {"least": 3, "most": 9, "budget": 0.1}
 ONCE = {"least": 1, "most": 1, "budget": 0.0}
+BEHIND = 3.0  # times the fastest library: whoever takes longer in a process of its own is not timed again
 TOLERANCES = (1e-7, 3e-8, 1e-8, 3e-9, 1e-9, 1e-10)  # of the solver, from loose to tight
 ADJOINT_TOLERANCES = (1e-6, 3e-7, 1e-7)
 VARIANTS = {"jaxopt": ("zoom", "backtracking"), "optimistix": ("L-BFGS",)}
 # hypertorch's tolerances are absolute: the largest entry of the gradient, the residual of the adjoint
-HYPERTORCH_GRID = grid(
-    "hypertorch", "L-BFGS", tolerance=[1e-8, 1e-9, 1e-10], products=[1000], adjoint_tolerance=[1e-7, 1e-8]
-)
+HYPERTORCH_GRID = grid("hypertorch", "L-BFGS", tolerance=[1e-9, 1e-10], products=[1000], adjoint_tolerance=[1e-7, 1e-8])
 
 
 class Entry(NamedTuple):
     """A library in one row.
 
     ``call`` is timed in this process, ``row`` in one of the library's own; both are None where ``failure`` says why.
-    ``tried`` is the grid as far as it was searched.
+    ``tried`` is the grid as far as it was searched, ``searched`` the seconds of the setting picked.
     """
 
     setting: dict | None
     tried: tuple = ()
+    searched: float | None = None
     call: Callable | None = None
     row: Row | None = None
     grad: Any = None
@@ -113,12 +113,15 @@ def race(entries, inputs, others):
     """Seconds of every call, in rounds."""
     seconds = defaultdict(list)
     calls = {library: entry.call for library, entry in entries.items() if entry.call}
-    rows = [entry.row for entry in entries.values() if entry.row]
+    best = min((entry.searched for entry in entries.values() if entry.searched), default=np.inf)
+    elsewhere = [entry for entry in entries.values() if entry.row]
+    rows = [entry.row for entry in elsewhere if entry.searched <= BEHIND * best]
+    seconds |= {entry.row.library: [entry.searched] for entry in elsewhere if entry.row not in rows}
     for _ in range(ROUNDS):
         for library, times in alternate(calls, **REPEAT).items():
             seconds[library] += times
-        for row, done in zip(rows, others.in_rounds(rows, inputs, "float64", 1, REPEAT), strict=True):
-            seconds[row.library] += done["seconds"]
+        for row in rows:
+            seconds[row.library] += others.in_rounds([row], inputs, "float64", 1, REPEAT)[0]["seconds"]
     return seconds
 
 
@@ -157,7 +160,7 @@ def tuned(library, instance, truth):
     medians = {i: statistics.median(times) for i, times in alternate(calls, **SEARCH).items()}
     setting = good[min(medians, key=medians.get)]
     call = blocking(FIXED[library], instance, setting)
-    return Entry(setting, tuple(tried), call=call, grad=call())
+    return Entry(setting, tuple(tried), min(medians.values()), call=call, grad=call())
 
 
 def blocking(gradient, instance, setting):
@@ -176,7 +179,8 @@ def tuned_hypertorch(inputs, truth, others):
     row = fastest(HYPERTORCH_GRID, results, truth)
     if row is None:
         return Entry(None, tried, failure=why_none(results, truth))
-    return Entry(row.setting, tried, row=row, grad=results[HYPERTORCH_GRID.index(row)]["grad"])
+    result = results[HYPERTORCH_GRID.index(row)]
+    return Entry(row.setting, tried, statistics.median(result["seconds"]), row=row, grad=result["grad"])
 
 
 def jaxopt_gradient(instance, variant, tolerance, adjoint_tolerance):

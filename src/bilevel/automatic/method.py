@@ -58,7 +58,7 @@ class Automatic:
 
     Cold starts end with a probe: one loose solve with a random right-hand side, which meets negative curvature
     and null directions that the right-hand sides of the problem need not contain. Called eagerly, a failure is given a
-    second attempt from ``w0``, with the lower level solved to rounding and with the factorization.
+    second attempt, with the lower level solved to rounding and with the factorization.
     """
 
     tol: Any = 1e-4
@@ -99,7 +99,9 @@ class Automatic:
         if not _may_be_mended(h) or self.max_matvecs is not None:
             return h
         tight = wish._replace(lower_rtol=tree.eps(w0) ** TIGHTEST)
-        again = _complete(tight, at, w0, None, dense=tree.size(w0) <= DENSE_MOST)
+        # From where the first attempt ended, with steps relative to that, but not from a saddle.
+        near_solution = Status(int(h.status)) in (Status.SINGULAR, Status.TOLERANCE_UNMET) and tree.all_finite(h.w)
+        again = _complete(tight, at, h.w if near_solution else w0, None, dense=tree.size(w0) <= DENSE_MOST)
         return _together(h, again)
 
     def _small(self, w0: Tree) -> bool:

@@ -18,6 +18,7 @@ from bilevel.status import SolveInfo, Status, code, is_failure
 Tree = Any
 
 MAX_PASSES = 24
+ROUNDING = 4.0  # rounding of the gradient, in eps of its terms
 VANISHING = 100.0  # a gradient below so many times its own rounding error is zero for all that can be known
 
 
@@ -68,7 +69,9 @@ def advance(wish: Wish, at: Instance, near: Factorized | None, s: Passes) -> Pas
 
     result = gradient(at, s.w, s.v)
     step = correct(at, s.w, s.v, solve)
-    error, size = tree.norm(step.change), tree.norm(result.grad)
+    # Solves may leave residuals of exactly zero; the terms of the gradient are rounded nevertheless.
+    error = jnp.maximum(tree.norm(step.change), ROUNDING * tree.eps(result.grad) * result.scale)
+    size = tree.norm(result.grad)
     trusted = model_holds(at, s.w, step.dw, step.F, step.lower.residual_norm, s.size)
     solved = step.lower.then(step.adjoint).plus(1)
     failed = is_failure(serious(solved.status))

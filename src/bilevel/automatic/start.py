@@ -183,19 +183,21 @@ def _probe(at: Instance, A: LinearOperator, w: Tree, dw: Tree, near: Factorized 
     # A = I - J is known to rounding of J, that is of one: a larger inverse is made of rounding.
     invisible = (at.problem.lower.kind == "fixed_point") & (100 * tree.eps(w) * tree.norm(x) >= tree.norm(z))
     unseen = invisible | (info.status == Status.MAX_STEPS) | (info.status == Status.STAGNATED)
-    unseen |= ~is_failure(info.status) & ~_is_stable(at, w, dw, x, z)
-    return replace(info.plus(2), status=jnp.where(unseen, code(Status.SINGULAR), info.status))
+    unseen |= ~is_failure(info.status) & ~_is_stable(at, A, w, dw, x, z)
+    return replace(info.plus(3), status=jnp.where(unseen, code(Status.SINGULAR), info.status))
 
 
-def _is_stable(at: Instance, w: Tree, dw: Tree, x: Tree, z: Tree) -> Bool[Array, ""]:
+def _is_stable(at: Instance, A: LinearOperator, w: Tree, dw: Tree, x: Tree, z: Tree) -> Bool[Array, ""]:
     """Whether ``x = A(w)^{-1} z`` still solves ``A(w') x = z`` nearly, at a w' as far away as the solution may be.
 
-    That is the last step back, and what rounding of F leaves of w: ``eps norm(w)``, enlarged as z is by ``A^{-1}``.
-    Where it does not, the inverse is made of the distance to a double root or to a manifold of solutions.
+    That is the last step back, and what rounding of F leaves of w: ``eps norm(A) norm(w)``, with the one of
+    ``A = I - J`` for a map, enlarged as z is by ``A^{-1}``. Where it does not, the inverse is made of the distance to
+    a double root or to a manifold of solutions.
     """
-    blur = 32 * tree.eps(w) * tree.norm(w) / tree.norm(z)
-    _, A = at.linearize(tree.axpy(blur, x, tree.sub(w, dw)))
-    return tree.norm(tree.sub(A.mv(x), z)) <= STABLE * tree.norm(z)
+    norm_A = 1.0 if at.problem.lower.kind == "fixed_point" else tree.norm(A.mv(z)) / tree.norm(z)
+    blur = 32 * tree.eps(w) * norm_A * tree.norm(w) / tree.norm(z)
+    _, there = at.linearize(tree.axpy(blur, x, tree.sub(w, dw)))
+    return tree.norm(tree.sub(there.mv(x), z)) <= STABLE * tree.norm(z)
 
 
 def _solve_probe(A: LinearOperator, z: Tree, rtol: float, near: Factorized | None) -> tuple[Tree, SolveInfo]:
