@@ -2,6 +2,7 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import pytest
 
 from bilevel.cli import bounds
@@ -26,7 +27,7 @@ ROOT = FILE.replace("bl.minimization(loss)", "bl.root(lambda w, lam, data: data 
 
 @pytest.fixture(autouse=True)
 def _settings_of_the_process(monkeypatch):
-    monkeypatch.setattr(bounds, "configure_jax", lambda _: None)  # its settings would outlive the test
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # its settings would outlive the test
 
 
 @pytest.fixture

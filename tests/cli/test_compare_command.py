@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from bilevel.cli import compare
 from bilevel.cli.app import run
 from bilevel.cli.show_comparison import conclusion, show_comparison
 from bilevel.comparison import Budget, Comparison, Row
@@ -31,7 +31,7 @@ def make_problem():
 
 @pytest.fixture(autouse=True)
 def _settings_of_the_process(monkeypatch):
-    monkeypatch.setattr(compare, "configure_for_timing", lambda _: None)  # its settings would outlive the test
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # its settings would outlive the test
 
 
 def returning(value):
