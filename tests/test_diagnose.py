@@ -185,7 +185,7 @@ def test_predicted_counts_reach_the_tolerance_and_are_not_wasteful(family, dtype
 
 
 def test_itd_is_predicted_in_all_its_modes(dtype):
-    case = FAMILIES["affine"](5, dtype, n=8, condition=10.0)
+    case = FAMILIES["affine"](5, dtype, n=16, condition=10.0)  # buffers are multiples of 64 bytes
     data = {"lower_data": case.lower_data, "upper_data": case.upper_data}
     truth = bl.hypergradient(*case[:3], **data, method=bl.Exact()).grad
     for a in diagnose(*case[:3], **data, tol=TOL).alternatives:

@@ -39,6 +39,7 @@ class Passes(NamedTuple):
     adjoint: SolveInfo
     error_info: SolveInfo
     probe: SolveInfo
+    growth: Float[Array, ""]
     running: Bool[Array, ""]
 
     @property
@@ -69,8 +70,9 @@ def advance(wish: Wish, at: Instance, near: Factorized | None, s: Passes) -> Pas
 
     result = gradient(at, s.w, s.v)
     step = correct(at, s.w, s.v, solve)
-    # Solves may leave residuals of exactly zero; the terms of the gradient are rounded nevertheless.
-    error = jnp.maximum(tree.norm(step.change), ROUNDING * tree.eps(result.grad) * result.scale)
+    # Solves may leave residuals of exactly zero; w and the terms of the gradient are rounded nevertheless.
+    rounding = tree.eps(result.grad) * (ROUNDING + s.growth) * result.scale
+    error = jnp.maximum(tree.norm(step.change), rounding)
     size = tree.norm(result.grad)
     trusted = model_holds(at, s.w, step.dw, step.F, step.lower.residual_norm, s.size)
     solved = step.lower.then(step.adjoint).plus(1)

@@ -55,6 +55,7 @@ class Start(NamedTuple):
     lower: SolveInfo
     adjoint: SolveInfo
     probe: SolveInfo
+    growth: Float[Array, ""]  # by which A^{-1} enlarges rounding of F, in units of w; zero where there was no probe
 
 
 def lower_rtol(wish: Wish, w0: Tree) -> Float[Array, ""]:
@@ -110,7 +111,8 @@ def start(
     ``lower`` is the info of the solve that gave ``w``.
     """
     nothing = nothing_done(w0)
-    found = Start(w, tree.zeros_like(w) if v0 is None else v0, lower, nothing, nothing)
+    no_growth = jnp.zeros((), tree.dtype(w0))
+    found = Start(w, tree.zeros_like(w) if v0 is None else v0, lower, nothing, nothing, no_growth)
     stuck = lower.status == Status.NO_DESCENT
     cold = (True if v0 is None else tree.norm(v0) == 0) & ~is_failure(lower.status)
 
@@ -136,13 +138,9 @@ def _from_cold(wish: Wish, at: Instance, s: Start, size: Float[Array, ""], near:
     _, d_w_U = at.upper_gradient(w)
     rtol = jnp.clip(ADJOINT * jnp.asarray(wish.tol, tree.dtype(w)), 16 * tree.eps(w), LOOSE)
     v, adjoint = loose_solve(A.T, d_w_U, rtol, steps=_left(wish, lower.matvecs), preconditioner=near)
-    return Start(
-        w,
-        v,
-        replace(lower, status=status),
-        replace(adjoint, status=serious(adjoint.status)),
-        _probe(at, A, w, dw, near),
-    )
+    probe, growth = _probe(at, A, w, dw, near)
+    lower, adjoint = replace(lower, status=status), replace(adjoint, status=serious(adjoint.status))
+    return Start(w, v, lower, adjoint, probe, growth)
 
 
 def _left(wish: Wish, spent: Int[Array, ""]) -> Any:
@@ -168,8 +166,13 @@ def model_holds(
     return at_rounding | (tree.norm(after) <= model_norm + MODEL * tree.norm(F))
 
 
-def _probe(at: Instance, A: LinearOperator, w: Tree, dw: Tree, near: Factorized | None) -> SolveInfo:
+def _probe(
+    at: Instance, A: LinearOperator, w: Tree, dw: Tree, near: Factorized | None
+) -> tuple[SolveInfo, Float[Array, ""]]:
     """Look for negative curvature and null directions by ``A x = z`` with a random z, ``dw`` being the last step.
+
+    The second result is ``norm(A) norm(x) / norm(z)``: rounding of ``F``, ``eps norm(A) norm(w)``, makes ``eps`` times
+    that of w. The norm is that of ``I`` in ``A = I - J`` for a map, else seen on z.
 
     With a factorization near A a few steps see every direction; where that was singular or indefinite a new one
     tells whether A is. Without, a direction is seen that holds enough of z.
@@ -180,24 +183,24 @@ def _probe(at: Instance, A: LinearOperator, w: Tree, dw: Tree, near: Factorized 
     else:
         rtol = min(PROBE_RTOL, 0.3 / tree.size(w) ** 0.5)  # below what one direction holds of z
         x, info = jax.lax.cond(near.regular, lambda: _solve_probe(A, z, rtol, near), lambda: Dense()(A, z))
+    norm_A = 1.0 if at.problem.lower.kind == "fixed_point" else tree.norm(A.mv(z)) / tree.norm(z)
+    growth = norm_A * tree.norm(x) / tree.norm(z)
     # A = I - J is known to rounding of J, that is of one: a larger inverse is made of rounding.
-    invisible = (at.problem.lower.kind == "fixed_point") & (100 * tree.eps(w) * tree.norm(x) >= tree.norm(z))
+    invisible = (at.problem.lower.kind == "fixed_point") & (100 * tree.eps(w) * growth >= 1)
     unseen = invisible | (info.status == Status.MAX_STEPS) | (info.status == Status.STAGNATED)
-    unseen |= ~is_failure(info.status) & ~_is_stable(at, A, w, dw, x, z)
-    return replace(info.plus(3), status=jnp.where(unseen, code(Status.SINGULAR), info.status))
+    unseen |= ~is_failure(info.status) & ~_is_stable(at, w, dw, growth, x, z)
+    return replace(info.plus(3), status=jnp.where(unseen, code(Status.SINGULAR), info.status)), growth
 
 
-def _is_stable(at: Instance, A: LinearOperator, w: Tree, dw: Tree, x: Tree, z: Tree) -> Bool[Array, ""]:
+def _is_stable(at: Instance, w: Tree, dw: Tree, growth: Float[Array, ""], x: Tree, z: Tree) -> Bool[Array, ""]:
     """Whether ``x = A(w)^{-1} z`` still solves ``A(w') x = z`` nearly, at a w' as far away as the solution may be.
 
-    That is the last step back, and what rounding of F leaves of w: ``eps norm(A) norm(w)``, with the one of
-    ``A = I - J`` for a map, enlarged as z is by ``A^{-1}``. Where it does not, the inverse is made of the distance to
-    a double root or to a manifold of solutions.
+    That is the last step back, and along x what rounding leaves of w. Where it does not, the inverse is made of the
+    distance to a double root or to a manifold of solutions.
     """
-    norm_A = 1.0 if at.problem.lower.kind == "fixed_point" else tree.norm(A.mv(z)) / tree.norm(z)
-    blur = 32 * tree.eps(w) * norm_A * tree.norm(w) / tree.norm(z)
-    _, there = at.linearize(tree.axpy(blur, x, tree.sub(w, dw)))
-    return tree.norm(tree.sub(there.mv(x), z)) <= STABLE * tree.norm(z)
+    blur = 32 * tree.eps(w) * growth * tree.norm(w)
+    _, A = at.linearize(tree.axpy(blur / tree.norm(x), x, tree.sub(w, dw)))
+    return tree.norm(tree.sub(A.mv(x), z)) <= STABLE * tree.norm(z)
 
 
 def _solve_probe(A: LinearOperator, z: Tree, rtol: float, near: Factorized | None) -> tuple[Tree, SolveInfo]:
