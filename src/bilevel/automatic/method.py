@@ -30,7 +30,7 @@ from bilevel.status import SolveInfo, Status
 
 Tree = Any
 
-DENSE = 300  # systems up to this size are factorized at every cold start
+DENSE = 300  # systems up to this size are always factorized
 DENSE_MOST = 3000  # systems up to this size are factorized where products by the dozen have not been enough
 TIGHTEST = 0.75  # relative step of the lower-level solver in a second attempt, in powers of eps
 
@@ -53,8 +53,8 @@ class Automatic:
     -----
     Up to 300 unknowns the dense ``A`` is factorized, by n products in one block, and preconditions all that follows.
     Larger problems begin with L-BFGS where they are minimizations, and up to 3000 unknowns the factorization comes
-    once the products spent are as expensive as that: none costs much more than twice the better of the two. Warm starts
-    of larger problems (``v0`` given) and budgets leave both out.
+    once the products spent are taken to be as expensive as that. Warm starts of larger problems (``v0`` given) leave
+    both out, a budget all of it.
 
     Cold starts end with a probe: one loose solve with a random right-hand side, which meets negative curvature
     and null directions that the right-hand sides of the problem need not contain. Called eagerly, a failure is given a

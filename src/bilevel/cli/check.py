@@ -13,15 +13,13 @@ import typer
 from bilevel.check import DEFAULT_TOL, check_hypergradient
 from bilevel.checking.report import Check, Part
 from bilevel.cli.environment import configure_jax
-from bilevel.cli.options import AsJson, Condition, Dtype, ProblemName, Seed, Size, find_case
+from bilevel.cli.options import AsJson, Condition, Dtype, ProblemName, Seed, Size, find_case, in_a_sentence
 from bilevel.cli.show_check import show_check
 from bilevel.comparison import METHODS, Budget
-from bilevel.comparison.attempt import in_words
 from bilevel.comparison.methods import Setting, choose
 from bilevel.comparison.record import facts
 from bilevel.models.catalog import Case
 from bilevel.records import plain, versions
-from bilevel.status import BilevelError, ProblemError
 
 AUTOMATIC = METHODS[0].name
 budget = Budget()
@@ -50,7 +48,11 @@ def check_command(
     with redirect_stdout(sys.stderr):  # users' files may print
         case, origin = find_case(problem, dtype, size=size, condition=condition, seed=seed)
         chosen = choose(Setting(case, Budget(tol, steps, products)), [method])[method]
-        found = _check(problem, case, None if method == AUTOMATIC else chosen, tol)
+        with in_a_sentence(problem, "its hypergradient cannot be computed"):
+            found = check_hypergradient(
+                case.problem, case.lam, case.w0, lower_data=case.lower_data, upper_data=case.upper_data,
+                method=None if method == AUTOMATIC else chosen, tol=tol,
+            )  # fmt: skip
     name = Path(problem).name
     if as_json:
         sys.stdout.write(json.dumps(record(found, name, case, origin), indent=2, allow_nan=False) + "\n")
@@ -58,19 +60,6 @@ def check_command(
         show_check(found, name, case)
     if not found.ok:
         raise typer.Exit(1)
-
-
-def _check(problem: str, case: Case, method: Any, tol: float) -> Check:
-    """The check; what the functions of a user's file raise becomes a sentence."""
-    try:
-        return check_hypergradient(
-            case.problem, case.lam, case.w0, lower_data=case.lower_data, upper_data=case.upper_data, method=method,
-            tol=tol,
-        )  # fmt: skip
-    except BilevelError:
-        raise
-    except Exception as error:
-        raise ProblemError(f"{problem}: its hypergradient cannot be computed: {in_words(error)}") from error
 
 
 def record(found: Check, name: str, case: Case, origin: dict[str, Any]) -> dict[str, Any]:

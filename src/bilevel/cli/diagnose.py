@@ -11,16 +11,14 @@ import jax
 import typer
 
 from bilevel.cli.environment import configure_jax
-from bilevel.cli.options import AsJson, Condition, Dtype, ProblemName, Seed, Size, find_case
+from bilevel.cli.options import AsJson, Condition, Dtype, ProblemName, Seed, Size, find_case, in_a_sentence
 from bilevel.cli.show_diagnosis import show_diagnosis
-from bilevel.comparison.attempt import in_words
 from bilevel.comparison.record import facts
 from bilevel.diagnose import diagnose
 from bilevel.diagnosis.report import Diagnosis
 from bilevel.hypergradient import DEFAULT_TOL
 from bilevel.models.catalog import Case
 from bilevel.records import plain, versions
-from bilevel.status import BilevelError, ProblemError
 
 
 def diagnose_command(
@@ -40,25 +38,16 @@ def diagnose_command(
     configure_jax(dtype)
     with redirect_stdout(sys.stderr):  # users' files may print
         case, origin = find_case(problem, dtype, size=size, condition=condition, seed=seed)
-        found = _diagnose(problem, case, tol, max_matvecs)
+        with in_a_sentence(problem, "it cannot be diagnosed"):
+            found = diagnose(
+                case.problem, case.lam, case.w0, lower_data=case.lower_data, upper_data=case.upper_data, tol=tol,
+                max_matvecs=max_matvecs,
+            )  # fmt: skip
     name = Path(problem).name
     if as_json:
         sys.stdout.write(json.dumps(record(found, name, case, origin), indent=2, allow_nan=False) + "\n")
     else:
         show_diagnosis(found, name, cite=cite)
-
-
-def _diagnose(problem: str, case: Case, tol: float, max_matvecs: int | None) -> Diagnosis:
-    """The diagnosis; what the functions of a user's file raise becomes a sentence."""
-    try:
-        return diagnose(
-            case.problem, case.lam, case.w0, lower_data=case.lower_data, upper_data=case.upper_data, tol=tol,
-            max_matvecs=max_matvecs,
-        )  # fmt: skip
-    except BilevelError:
-        raise
-    except Exception as error:
-        raise ProblemError(f"{problem}: it cannot be diagnosed: {in_words(error)}") from error
 
 
 def record(found: Diagnosis, name: str, case: Case, origin: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """What the commands about one problem share: their options, and the problem these name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bilevel.cli.problem_file import load_problem
+from bilevel.comparison.attempt import in_words
 from bilevel.models.catalog import CATALOG, CONDITION, SIZE, Case, draw
-from bilevel.status import ProblemError
+from bilevel.status import BilevelError, ProblemError
 
 ProblemName = Annotated[
     str,
@@ -43,3 +46,14 @@ def find_case(problem: str, dtype: str, **options: Any) -> tuple[Case, dict[str,
     if given:
         raise ProblemError(f"--{next(iter(given))} is an option of built-in problems, but {problem} is a file")
     return load_problem(path), {"file": problem}
+
+
+@contextmanager
+def in_a_sentence(problem: str, failure: str) -> Iterator[None]:
+    """What the functions of a user's file raise inside becomes one sentence, ``problem: failure: reason``."""
+    try:
+        yield
+    except BilevelError:
+        raise
+    except Exception as error:
+        raise ProblemError(f"{problem}: {failure}: {in_words(error)}") from error

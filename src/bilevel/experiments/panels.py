@@ -5,7 +5,7 @@ that the slowest of the curves that converge falls by some eight decades along t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -137,8 +137,5 @@ REPRESENTATION = Panel(
     "HR", "Hyper-representation", hyper_representation, _representation,
     n=100, d=20, condition=60.0, inner="heavy ball", steps=500,
 )  # fmt: skip
-BIASED_DESCENT = Panel(
-    "BR-GD", "Biased regularization, gradient descent", biased_regularization, _center,
-    n=100, d=20, condition=15.0, inner="gradient descent", steps=150,
-)  # fmt: skip
+BIASED_DESCENT = replace(BIASED, key="BR-GD", title="Biased regularization, gradient descent", inner="gradient descent")
 PANELS = (LOGISTIC, KERNEL_RIDGE, BIASED, REPRESENTATION, BIASED_DESCENT)
