@@ -1,6 +1,7 @@
 """Are errors and bounds what they say? Random problems of every family against truths of higher precision.
 
-    python benchmarks/certificates.py draw       appends one JSON line per problem to the records, where they end
+    python benchmarks/certificates.py draw       appends one JSON line per problem to the records, where they end;
+                                                 on many cores: --part I/N --records PART_I for each I, then cat
     python benchmarks/certificates.py summary    counts, and writes docs/error-law.md and a part of docs/bounds.md
 
 Problems go round the families; n is 1 to 2000, the condition number log-uniform from 1 to 1e8, every other one is in
@@ -62,24 +63,37 @@ def main():
     draw.add_argument("--count", type=int, default=1200, help="problems in all")
     draw.add_argument("--minutes", type=float, default=35.0, help="of this run; another goes on where it ended")
     draw.add_argument("--seed", type=int, default=0)
+    draw.add_argument("--part", type=part, default=(0, 1), metavar="I/N", help="of N processes with their own records")
     draw.add_argument("--records", type=Path, default=RECORDS)
     summary = commands.add_parser("summary")
     summary.add_argument("--records", type=Path, default=RECORDS)
     arguments = parser.parse_args()
     if arguments.command == "draw":
         jax.config.update("jax_enable_x64", True)
-        append(arguments.records, arguments.seed, arguments.count, 60 * arguments.minutes)
+        append(arguments.records, arguments.seed, share(*arguments.part, arguments.count), 60 * arguments.minutes)
     else:
         summarize(read(arguments.records), ROOT / "docs")
 
 
-def append(path, seed, count, seconds):
-    """Append records of problems to the file, from the first that it lacks on."""
+def part(text):
+    """The numbers I and N of ``I/N``."""
+    i, n = map(int, text.split("/"))
+    return i, n
+
+
+def share(i, n, count):
+    """Indices of the i-th of n processes: families apart, then small sizes from others, so that each compiles its own."""
+    turns = ((index, *divmod(index, len(NAMES))) for index in range(count))
+    return [index for index, round_, place in turns if (place + len(NAMES) * (round_ % 2)) % n == i]
+
+
+def append(path, seed, indices, seconds):
+    """Append records of problems to the file, those it lacks, in turn."""
     end = time.monotonic() + seconds
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {record["seed"][1] for record in read(path) if record["seed"][0] == seed} if path.exists() else set()
     with path.open("a") as file:
-        for index in (i for i in range(count) if i not in done):
+        for index in (i for i in indices if i not in done):
             if time.monotonic() > end:
                 return
             file.write(json.dumps(measure(seed, index)) + "\n")
