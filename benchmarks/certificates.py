@@ -82,7 +82,7 @@ def part(text):
 
 
 def share(i, n, count):
-    """Indices of the i-th of n processes: families apart, then small sizes from others, so that each compiles its own."""
+    """Indices of the i-th of n processes: families apart, small sizes too: each compiles its own."""
     turns = ((index, *divmod(index, len(NAMES))) for index in range(count))
     return [index for index, round_, place in turns if (place + len(NAMES) * (round_ % 2)) % n == i]
 
