@@ -18,13 +18,24 @@ from bilevel.status import Status
 TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8)
 SILENT = 10.0  # times the tolerance: beyond it an answer without a flag is a lie
 
+
+def only(faults, *names):
+    return {name: faults[name] for name in names}
+
+
 GROUPS = {
     "map": affine_faults.maps(8),
     "symmetric root": affine_faults.symmetric_roots(8),
     "quadratic loss": affine_faults.quadratics(20),
     "loss": nonlinear_faults.losses(),
     "nonlinear map": nonlinear_faults.maps(),
-}
+    # Too large to be factorized at once.
+    "large map": only(affine_faults.maps(400), "condition 1e8"),
+    "large quadratic loss": only(
+        affine_faults.quadratics(400), "ordinary", "condition 1e8", "solution zero", "singular, many solutions",
+        "singular, seen by no vector", "indefinite, seen by no vector",
+    ),
+}  # fmt: skip
 TABLE = [(group, name) for group, faults in GROUPS.items() for name in faults]
 
 

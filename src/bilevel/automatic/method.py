@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from bilevel import tree
 from bilevel.automatic.passes import Passes, advance, finish, first_state
+from bilevel.automatic.single import Aids, in_single
 from bilevel.automatic.start import (
     BLOCK,
     Wish,
@@ -22,7 +23,6 @@ from bilevel.automatic.start import (
     start,
 )
 from bilevel.lagrangian import Instance
-from bilevel.linear.factorized import Factorized
 from bilevel.methods.base import Hypergradient
 from bilevel.problems import Problem, validate
 from bilevel.solvers.base import scale
@@ -32,6 +32,7 @@ Tree = Any
 
 DENSE = 300  # systems up to this size are always factorized
 DENSE_MOST = 3000  # systems up to this size are factorized where products by the dozen have not been enough
+ENDED = {False: (Status.OK,), True: (Status.OK, Status.NO_DESCENT)}  # as well as it could, by precision
 TIGHTEST = 0.75  # relative step of the lower-level solver in a second attempt, in powers of eps
 
 
@@ -83,9 +84,9 @@ class Automatic:
         """All passes in one program, for use inside transformations."""
         at = Instance(problem, lam, lower_data, upper_data)
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
-        state, near = _begin(wish, at, w0, v0, dense=self._small(w0))
-        state = jax.lax.while_loop(lambda s: s.running, lambda s: advance(wish, at, near, s), state)
-        return finish(wish, at, state, _name(near))
+        state, aids = _begin(wish, at, w0, v0, dense=self._small(w0), single=None)
+        state = jax.lax.while_loop(lambda s: s.running, lambda s: advance(wish, at, aids, s), state)
+        return finish(wish, at, state, _name(aids))
 
     def staged(
         self, problem: Problem, lam: Tree, w0: Tree, v0: Tree | None, lower_data: Tree, upper_data: Tree
@@ -95,89 +96,101 @@ class Automatic:
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
         small = self._small(w0)
         large = v0 is None and self.max_matvecs is None and not small
-        h = _large(wish, at, w0) if large else _complete(wish, at, w0, v0, dense=small)
+        h = _large_in_steps(wish, at, w0) if large else _complete(wish, at, w0, v0, dense=small)
         if not _may_be_mended(h) or self.max_matvecs is not None:
             return h
         tight = wish._replace(lower_rtol=tree.eps(w0) ** TIGHTEST)
         # From where the first attempt ended, with steps relative to that, but not from a saddle.
         near_solution = Status(int(h.status)) in (Status.SINGULAR, Status.TOLERANCE_UNMET) and tree.all_finite(h.w)
-        again = _complete(tight, at, h.w if near_solution else w0, None, dense=tree.size(w0) <= DENSE_MOST)
+        again = _complete(tight, at, h.w if near_solution else w0, None, dense=tree.size(w0) <= DENSE_MOST, double=True)
         return _together(h, again)
 
     def _small(self, w0: Tree) -> bool:
         return self.max_matvecs is None and tree.size(w0) <= DENSE
 
 
-def _begin(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool) -> tuple[Passes, Factorized | None]:
+def _begin(
+    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool, single: Instance | None
+) -> tuple[Passes, Aids]:
     """Solve the lower level and start; with a factorization of A where it is to be dense."""
     validate(at.problem, at.lam, w0, at.lower_data, at.upper_data)
     rtol = lower_rtol(wish, w0)
     if dense:
-        w, lower, near = solve_densely(at, w0, rtol)
+        w, lower, near = solve_densely(at, w0, rtol, single)
     else:
         (w, lower), near = solve_lower(at, w0, rtol), None
-    return _started(wish, at, w0, v0, w, lower, near), near
+    aids = Aids(near)
+    return _started(wish, at, w0, v0, w, lower, aids), aids
 
 
-def _started(
-    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower: SolveInfo, near: Factorized | None
-) -> Passes:
-    begun = start(wish, at, w0, v0, w, lower, near)
+def _started(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower: SolveInfo, aids: Aids) -> Passes:
+    begun = start(wish, at, w0, v0, w, lower, aids)
     return first_state(at, begun, scale(begun.w, w0))
 
 
-def _judged_once(wish: Wish, at: Instance, near: Factorized | None, s: Passes) -> tuple[Passes, Hypergradient]:
+def _judged_once(wish: Wish, at: Instance, aids: Aids, s: Passes) -> tuple[Passes, Hypergradient]:
     """The first judgment, and the answer if it is the last."""
-    s = jax.lax.cond(s.running, lambda s: advance(wish, at, near, s), lambda s: s, s)
-    return s, finish(wish, at, s, _name(near))
+    s = jax.lax.cond(s.running, lambda s: advance(wish, at, aids, s), lambda s: s, s)
+    return s, finish(wish, at, s, _name(aids))
 
 
-@partial(jax.jit, static_argnames="dense")
-def _first(wish, at, w0, v0, *, dense):
+@partial(jax.jit, static_argnames=("dense", "double"))
+def _first(wish, at, w0, v0, *, dense, double=False):
     """All up to the first judgment, in one program."""
-    state, near = _begin(wish, at, w0, v0, dense=dense)
-    return *_judged_once(wish, at, near, state), near
+    state, aids = _begin(wish, at, w0, v0, dense=dense, single=None if double else in_single(at, w0))
+    return *_judged_once(wish, at, aids, state), aids
 
 
 @jax.jit
-def _first_from(wish, at, w0, w, lower, near):
+def _first_from(wish, at, w0, w, lower, aids):
     """The same from a solution of the lower level."""
-    return _judged_once(wish, at, near, _started(wish, at, w0, None, w, lower, near))
+    return _judged_once(wish, at, aids, _started(wish, at, w0, None, w, lower, aids))
 
 
-def _complete(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool) -> Hypergradient:
-    state, h, near = _first(wish, at, w0, v0, dense=dense)
-    return _rest(wish, at, near, state, h)
+def _complete(
+    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool, double: bool = False
+) -> Hypergradient:
+    state, h, aids = _first(wish, at, w0, v0, dense=dense, double=double)
+    return _rest(wish, at, aids, state, h)
 
 
-def _large(wish: Wish, at: Instance, w0: Tree) -> Hypergradient:
+def _large_in_steps(wish: Wish, at: Instance, w0: Tree) -> Hypergradient:
+    """In single precision, as far as that goes, and where it does not lead to an answer in double."""
+    single = _in_single(at, w0)
+    h = _large(wish, at, w0, single)
+    if single is None or Status(int(h.status)) == Status.OK:
+        return h
+    return _together(h, _large(wish, at, w0, None))
+
+
+def _large(wish: Wish, at: Instance, w0: Tree, single: Instance | None) -> Hypergradient:
     """A first-order solver begins; a factorization comes if it has not ended when its products cost as much."""
     n, rtol = tree.size(w0), lower_rtol(wish, w0)
     affordable = n <= DENSE_MOST
-    w, lower = _approach(at, w0, rtol, steps=n // BLOCK if affordable else None)
-    near = None
-    if int(lower.status) != Status.OK:
+    w, lower = _approach(at, w0, rtol, single, steps=n // BLOCK if affordable else None)
+    aids = Aids(None, single)
+    if int(lower.status) not in ENDED[single is not None]:
         if affordable and int(lower.matvecs) * BLOCK >= n:
-            near, lower = _factorize(at, w), lower.plus(n)
-        w, rest = _solve(at, w, rtol, near)
+            aids, lower = Aids(_factorize(at, w, single)), lower.plus(n)
+        w, rest = _solve(at, w, rtol, aids.near)
         lower = continued(lower, rest)
-    state, h = _first_from(wish, at, w0, w, lower, near)
-    return _rest(wish, at, near, state, h)
+    state, h = _first_from(wish, at, w0, w, lower, aids)
+    return _rest(wish, at, aids, state, h)
 
 
-def _rest(wish: Wish, at: Instance, near: Factorized | None, state: Passes, h: Hypergradient) -> Hypergradient:
+def _rest(wish: Wish, at: Instance, aids: Aids, state: Passes, h: Hypergradient) -> Hypergradient:
     """Further passes, where the first judgment was not the last."""
     if not state.running:
         return h
     while state.running:
-        state = _advance(wish, at, near, state)
-    return _finish(wish, at, state, name=_name(near))
+        state = _advance(wish, at, aids, state)
+    return _finish(wish, at, state, name=_name(aids))
 
 
 @partial(jax.jit, static_argnames="steps")
-def _approach(at, w0, rtol, *, steps):
+def _approach(at, w0, rtol, single, *, steps):
     validate(at.problem, at.lam, w0, at.lower_data, at.upper_data)
-    return approach(at, w0, rtol, steps)
+    return approach(at, w0, rtol, steps, single)
 
 
 def _may_be_mended(h: Hypergradient) -> bool:
@@ -194,10 +207,11 @@ def _together(first: Hypergradient, again: Hypergradient) -> Hypergradient:
     return replace(again, **spent)
 
 
-def _name(near: Factorized | None) -> str:
-    return "the automatic method" if near is None else "the automatic method, with a factorization of A"
+def _name(aids: Aids) -> str:
+    return "the automatic method" if aids.near is None else "the automatic method, with a factorization of A"
 
 
+_in_single = jax.jit(in_single)
 _solve = jax.jit(solve_lower)
 _factorize = jax.jit(factorize_at)
 _advance = jax.jit(advance)

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
+from bilevel.automatic.single import Aids
 from bilevel.automatic.start import Start, Wish, model_holds, serious
 from bilevel.certificates.aposteriori import certify
-from bilevel.certificates.estimate import loose_solve
 from bilevel.lagrangian import Correction, Instance, correct, gradient
-from bilevel.linear.factorized import Factorized
 from bilevel.methods.base import Hypergradient, accepts, conclude, nothing_done
 from bilevel.status import SolveInfo, Status, code, is_failure
 
@@ -58,18 +57,14 @@ def first_state(at: Instance, s: Start, size: Float[Array, ""]) -> Passes:
     )  # fmt: skip
 
 
-def advance(wish: Wish, at: Instance, near: Factorized | None, s: Passes) -> Passes:
+def advance(wish: Wish, at: Instance, aids: Aids, s: Passes) -> Passes:
     """One pass: judge the hypergradient at ``(w, v)``, and if its error is too large take the Newton step.
 
     The linear solves of a step that is taken found the answer; those of the last one, which is not, are what
     the error estimate cost.
     """
-
-    def solve(A, b):
-        return loose_solve(A, b, preconditioner=near)
-
     result = gradient(at, s.w, s.v)
-    step = correct(at, s.w, s.v, solve)
+    step = correct(at, s.w, s.v, aids.solver(s.w))
     # Solves may leave residuals of exactly zero; w and the terms of the gradient are rounded nevertheless.
     rounding = tree.eps(result.grad) * (ROUNDING + s.growth) * result.scale
     error = jnp.maximum(tree.norm(step.change), rounding)

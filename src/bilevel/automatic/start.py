@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
-from bilevel.certificates.estimate import LOOSE, loose_solve
+from bilevel.automatic.single import Aids, linearized, narrowed, refined_solve, widened
+from bilevel.certificates.estimate import LOOSE
 from bilevel.lagrangian import Instance
 from bilevel.linear.cg import run_cg
 from bilevel.linear.dense import Dense
@@ -16,6 +17,7 @@ from bilevel.linear.factorized import Factorized, factorize
 from bilevel.linear.gmres import GMRES
 from bilevel.linear.operator import LinearOperator, build
 from bilevel.linear.spectral import probe_vector
+from bilevel.loops import bounded_while
 from bilevel.methods.base import nothing_done
 from bilevel.solvers import default_solver
 from bilevel.solvers.base import scale
@@ -25,13 +27,15 @@ from bilevel.status import SolveInfo, Status, code, is_failure
 Tree = Any
 
 ADJOINT = 0.2  # relative residual of the first adjoint solve, in units of the tolerance
-PROBE_RTOL = 0.03  # the probe has seen every direction that holds a thousandth of a random vector's energy
+PROBE_RTOL = 0.03  # of the probe, at most
+SHARE = 0.1  # of what a direction holds of a random vector on average: eleven of twelve hold more
 BLOCK = 12  # products in a block taken to cost one by itself; seen on CPU: from 2, with the data in cache, to 25
 MANY = 12  # products of a Newton step that a good factorization does not need
 MODEL = 0.1  # part of the residual by which it may differ from its linear model after a step
 PROBE_STEPS = 200  # of GMRES
 SHORT = 0.03  # steps of L-BFGS are so much shorter than the distance to the solution
 FEW = 4  # Newton steps
+POLISH = 4  # Newton steps in single precision
 STABLE = 0.3  # relative change of A, against its inverse, over the distance to the solution
 
 
@@ -69,29 +73,37 @@ def solve_lower(at: Instance, w0: Tree, rtol: Any, near: Factorized | None = Non
     return default_solver(at.problem.lower, near)(at.problem.lower, at.lam, w0, at.lower_data, rtol=rtol)
 
 
-def approach(at: Instance, w0: Tree, rtol: Any, steps: int | None) -> tuple[Tree, SolveInfo]:
+def approach(at: Instance, w0: Tree, rtol: Any, steps: int | None, single: Instance | None) -> tuple[Tree, SolveInfo]:
     """The same by at most so many steps of L-BFGS, which needs fewer products than Newton's method on the way.
 
-    It does not leave saddles and stops where rounding hides the descent; ``w0`` comes back from overflow. Fixed points
-    and roots have no such solver: a few Newton steps.
+    It does not leave saddles and stops where rounding hides the descent, in single precision where there is that;
+    ``w0`` comes back from overflow. Fixed points and roots have no such solver: a few Newton steps.
     """
     lower = at.problem.lower
     if lower.kind == "minimization":
-        w, info = LBFGS()(lower, at.lam, w0, at.lower_data, rtol=SHORT * rtol, steps=steps)
+        lam, data, begin = (
+            (at.lam, at.lower_data, w0) if single is None else (single.lam, single.lower_data, narrowed(w0))
+        )
+        w, info = LBFGS()(lower, lam, begin, data, rtol=SHORT * rtol, steps=steps)
+        w, info = widened(w, w0), replace(info, residual_norm=info.residual_norm.astype(tree.dtype(w0)))
     else:
         w, info = default_solver(lower)(lower, at.lam, w0, at.lower_data, rtol=rtol, steps=FEW)
     return tree.where(tree.all_finite(w), w, w0), info
 
 
-def factorize_at(at: Instance, w: Tree) -> Factorized:
-    """Dense factorization of ``A = d_w F`` at ``w``."""
-    return factorize(at.linearize(w)[1], w)
+def factorize_at(at: Instance, w: Tree, single: Instance | None = None) -> Factorized:
+    """Dense factorization of ``A = d_w F`` at ``w``; in single precision first, if there A is regular to rounding."""
+    if single is None:
+        return factorize(at.linearize(w)[1], w)
+    near = factorize(linearized(single, w), narrowed(w))
+    near = replace(near, factors=tuple(factor.astype(tree.dtype(w)) for factor in near.factors))
+    return jax.lax.cond(near.regular, lambda: near, lambda: factorize_at(at, w))
 
 
-def solve_densely(at: Instance, w0: Tree, rtol: Any) -> tuple[Tree, SolveInfo, Factorized]:
+def solve_densely(at: Instance, w0: Tree, rtol: Any, single: Instance | None) -> tuple[Tree, SolveInfo, Factorized]:
     """Solution of the lower level with the factorization at its start, and another where that was of little use."""
     n = tree.size(w0)
-    near = factorize_at(at, w0)
+    near = factorize_at(at, w0, single)
     w, lower = solve_lower(at, w0, rtol, near)
     poor = ~near.regular | (lower.matvecs > n // BLOCK + MANY * (lower.steps + 1))
     near = jax.lax.cond(poor, lambda: factorize_at(at, w), lambda: near)
@@ -103,9 +115,7 @@ def continued(first: SolveInfo, rest: SolveInfo) -> SolveInfo:
     return replace(first.then(rest), status=rest.status)
 
 
-def start(
-    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower: SolveInfo, near: Factorized | None
-) -> Start:
+def start(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower: SolveInfo, aids: Aids) -> Start:
     """Where the passes begin: at ``v0``, or for a cold start (None or zero) at the adjoint of one Newton step more.
 
     ``lower`` is the info of the solve that gave ``w``.
@@ -117,30 +127,56 @@ def start(
     cold = (True if v0 is None else tree.norm(v0) == 0) & ~is_failure(lower.status)
 
     def from_cold(s: Start) -> Start:
-        return _from_cold(wish, at, s, scale(w, w0), near)
+        return _from_cold(wish, at, s, scale(w, w0), aids)
 
     return jax.lax.cond(cold | stuck, from_cold, lambda s: s, found)
 
 
-def _from_cold(wish: Wish, at: Instance, s: Start, size: Float[Array, ""], near: Factorized | None) -> Start:
-    """One Newton step on the lower level, then the adjoint from zero, and the probe.
+def _from_cold(wish: Wish, at: Instance, s: Start, size: Float[Array, ""], aids: Aids) -> Start:
+    """A Newton step on the lower level, then the adjoint from zero, and the probe.
 
     With ``v = 0`` the first pass would not see how A changes along its step: its error would be that of w.
     A line search that found no descent was at rounding if that step is short, against ``size``, else stuck.
     """
-    F, A = at.linearize(s.w)
-    dw, step = loose_solve(A, tree.neg(F), steps=_left(wish, s.lower.matvecs), preconditioner=near)
+    w, dw, step = _newton(wish, at, s, size, aids)
     stuck = (s.lower.status == Status.NO_DESCENT) & ~(tree.norm(dw) <= LOOSE * size)
     status = jnp.where(stuck, s.lower.status, serious(step.status))
-    w = tree.where(is_failure(status), s.w, tree.add(s.w, dw))
-    lower = s.lower.then(step)
+    w, lower = tree.where(is_failure(status), s.w, w), s.lower.then(step)
     _, A = at.linearize(w)
     _, d_w_U = at.upper_gradient(w)
     rtol = jnp.clip(ADJOINT * jnp.asarray(wish.tol, tree.dtype(w)), 16 * tree.eps(w), LOOSE)
-    v, adjoint = loose_solve(A.T, d_w_U, rtol, steps=_left(wish, lower.matvecs), preconditioner=near)
-    probe, growth = _probe(at, A, w, dw, near)
+    v, adjoint = aids.solver(w)(A.T, d_w_U, rtol, steps=_left(wish, lower.matvecs))
+    probe, growth = _probe(at, A, w, dw, aids)
     lower, adjoint = replace(lower, status=status), replace(adjoint, status=serious(adjoint.status))
     return Start(w, v, lower, adjoint, probe, growth)
+
+
+def _newton(wish: Wish, at: Instance, s: Start, size: Float[Array, ""], aids: Aids) -> tuple[Tree, Tree, SolveInfo]:
+    """Newton's method from ``s.w``, its last step, and what it took: one step, in single precision a few more.
+
+    There the way began no closer than single precision comes, and steps are cheaper than the passes that follow.
+    """
+    most = 1 if aids.single is None else POLISH
+    enough = 100 * jnp.asarray(wish.tol, tree.dtype(s.w)) * size  # loose steps leave a twentieth of that
+
+    def step(n: _Newton) -> _Newton:
+        F, A = at.linearize(n.w)
+        dw, info = aids.solver(n.w)(A, tree.neg(F), steps=_left(wish, s.lower.matvecs))
+        return _Newton(tree.add(n.w, dw), dw, tree.norm(dw), n.info.then(info))
+
+    def unfinished(n: _Newton) -> Bool[Array, ""]:
+        return (n.info.status == Status.OK) & (n.length > enough)
+
+    begin = _Newton(s.w, s.w, jnp.full_like(size, jnp.inf), nothing_done(s.w))
+    n = bounded_while(unfinished, step, begin, most)
+    return n.w, n.dw, n.info
+
+
+class _Newton(NamedTuple):
+    w: Tree
+    dw: Tree
+    length: Float[Array, ""]
+    info: SolveInfo
 
 
 def _left(wish: Wish, spent: Int[Array, ""]) -> Any:
@@ -166,9 +202,7 @@ def model_holds(
     return at_rounding | (tree.norm(after) <= model_norm + MODEL * tree.norm(F))
 
 
-def _probe(
-    at: Instance, A: LinearOperator, w: Tree, dw: Tree, near: Factorized | None
-) -> tuple[SolveInfo, Float[Array, ""]]:
+def _probe(at: Instance, A: LinearOperator, w: Tree, dw: Tree, aids: Aids) -> tuple[SolveInfo, Float[Array, ""]]:
     """Look for negative curvature and null directions by ``A x = z`` with a random z, ``dw`` being the last step.
 
     The second result is ``norm(A) norm(x) / norm(z)``: rounding of ``F``, ``eps norm(A) norm(w)``, makes ``eps`` times
@@ -177,11 +211,13 @@ def _probe(
     With a factorization near A a few steps see every direction; where that was singular or indefinite a new one
     tells whether A is. Without, a direction is seen that holds enough of z.
     """
-    z = probe_vector(w)
-    if near is None:
-        x, info = _solve_probe(A, z, PROBE_RTOL, None)
+    z, near = probe_vector(w), aids.near
+    rtol = min(PROBE_RTOL, SHARE / tree.size(w) ** 0.5)  # below what one direction holds of z
+    if near is None and aids.single is not None:
+        x, info = refined_solve(linearized(aids.single, w), A, z, rtol, settle=None)
+    elif near is None:
+        x, info = _solve_probe(A, z, rtol, None)
     else:
-        rtol = min(PROBE_RTOL, 0.3 / tree.size(w) ** 0.5)  # below what one direction holds of z
         x, info = jax.lax.cond(near.regular, lambda: _solve_probe(A, z, rtol, near), lambda: Dense()(A, z))
     norm_A = 1.0 if at.problem.lower.kind == "fixed_point" else tree.norm(A.mv(z)) / tree.norm(z)
     growth = norm_A * tree.norm(x) / tree.norm(z)
