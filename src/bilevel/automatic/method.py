@@ -32,7 +32,7 @@ Tree = Any
 
 DENSE = 300  # systems up to this size are always factorized
 DENSE_MOST = 3000  # systems up to this size are factorized where products by the dozen have not been enough
-ENDED = {False: (Status.OK,), True: (Status.OK, Status.NO_DESCENT)}  # as well as it could, by precision
+NEAR = (Status.OK, Status.NO_DESCENT)  # how L-BFGS in single precision ends, the second where rounding stops it
 TIGHTEST = 0.75  # relative step of the lower-level solver in a second attempt, in powers of eps
 
 
@@ -100,7 +100,7 @@ class Automatic:
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
         small = self._small(w0)
         large = v0 is None and self.max_matvecs is None and not small
-        h = _large_in_steps(wish, at, w0) if large else _complete(wish, at, w0, v0, dense=small)
+        h = _large(wish, at, w0) if large else _complete(wish, at, w0, v0, dense=small)
         if not _may_be_mended(h) or self.max_matvecs is not None:
             return h
         tight = wish._replace(lower_rtol=tree.eps(w0) ** TIGHTEST)
@@ -158,22 +158,22 @@ def _complete(
     return _rest(wish, at, aids, state, h)
 
 
-def _large_in_steps(wish: Wish, at: Instance, w0: Tree) -> Hypergradient:
+def _large(wish: Wish, at: Instance, w0: Tree) -> Hypergradient:
     """In single precision, as far as that goes, and where it does not lead to an answer in double."""
     single = _in_single(at, w0)
-    h = _large(wish, at, w0, single)
+    h = _attempt(wish, at, w0, single)
     if single is None or Status(int(h.status)) == Status.OK:
         return h
-    return _together(h, _large(wish, at, w0, None))
+    return _together(h, _attempt(wish, at, w0, None))
 
 
-def _large(wish: Wish, at: Instance, w0: Tree, single: Instance | None) -> Hypergradient:
+def _attempt(wish: Wish, at: Instance, w0: Tree, single: Instance | None) -> Hypergradient:
     """A first-order solver begins; a factorization comes if it has not ended when its products cost as much."""
     n, rtol = tree.size(w0), lower_rtol(wish, w0)
     affordable = n <= DENSE_MOST
     w, lower = _approach(at, w0, rtol, single, steps=n // BLOCK if affordable else None)
     aids = Aids(None, single)
-    if int(lower.status) not in ENDED[single is not None]:
+    if int(lower.status) not in (NEAR if single is not None else (Status.OK,)):
         if affordable and int(lower.matvecs) * BLOCK >= n:
             aids, lower = Aids(_factorize(at, w, single)), lower.plus(n)
         w, rest = _solve(at, w, rtol, aids.near)
