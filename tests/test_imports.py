@@ -15,7 +15,7 @@ ROOT = Path(bilevel.__file__).parent
 LEVELS = (
     ("precision", "tree", "citations"),
     ("status",),
-    ("loops",),
+    ("loops", "sampling", "schedules", "prox"),
     ("linear",),
     ("problems",),
     ("lagrangian",),

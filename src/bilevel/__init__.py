@@ -1,6 +1,6 @@
 """Hypergradients of bilevel problems, with their error."""
 
-from bilevel import algorithms
+from bilevel import algorithms, prox
 from bilevel.automatic.method import Automatic
 from bilevel.certificates.constants import Constants, estimate_constants
 from bilevel.check import check_hypergradient
@@ -17,13 +17,19 @@ from bilevel.linear.neumann import Neumann
 from bilevel.linear.normal_cg import NormalCG
 from bilevel.linear.preconditioners import Jacobi, Nystrom
 from bilevel.linear.richardson import Richardson
+from bilevel.linear.stochastic import StochasticRichardson
 from bilevel.methods.aid import AID
 from bilevel.methods.base import Hypergradient
 from bilevel.methods.exact import Exact
 from bilevel.methods.itd import ITD
+from bilevel.methods.monte_carlo import MonteCarlo, monte_carlo
+from bilevel.methods.nsid import NSID
+from bilevel.methods.sid import SID
 from bilevel.optimize import optimize
 from bilevel.plan import plan
-from bilevel.problems import Lower, Problem, fixed_point, minimization, root
+from bilevel.problems import Lower, Problem, composite, fixed_point, minimization, root
+from bilevel.sampling import Sampler, Stream, shuffle
+from bilevel.schedules import Constant, Decreasing, from_rates
 from bilevel.solvers.anderson import Anderson
 from bilevel.solvers.lbfgs import LBFGS
 from bilevel.solvers.momentum import HeavyBall, Nesterov
@@ -31,6 +37,7 @@ from bilevel.solvers.newton_cg import NewtonCG
 from bilevel.solvers.newton_krylov import NewtonKrylov
 from bilevel.solvers.optax import Optax
 from bilevel.solvers.picard import GradientDescent, Picard
+from bilevel.solvers.sgd import SGD
 from bilevel.status import BilevelError, ConvergenceError, ProblemError, SolveInfo, Status
 from bilevel.tree import masked_mean
 
@@ -40,12 +47,17 @@ __all__ = [
     "GMRES",
     "ITD",
     "LBFGS",
+    "NSID",
+    "SGD",
+    "SID",
     "Anderson",
     "Automatic",
     "BilevelError",
     "Check",
+    "Constant",
     "Constants",
     "ConvergenceError",
+    "Decreasing",
     "Dense",
     "Diagnosis",
     "Exact",
@@ -55,6 +67,7 @@ __all__ = [
     "Hypergradient",
     "Jacobi",
     "Lower",
+    "MonteCarlo",
     "Nesterov",
     "Neumann",
     "NewtonCG",
@@ -66,19 +79,27 @@ __all__ = [
     "Problem",
     "ProblemError",
     "Richardson",
+    "Sampler",
     "SolveInfo",
     "Status",
+    "StochasticRichardson",
+    "Stream",
     "algorithms",
     "check_hypergradient",
+    "composite",
     "diagnose",
     "estimate_constants",
     "factorize",
     "fixed_point",
+    "from_rates",
     "hypergradient",
     "implicit",
     "masked_mean",
     "minimization",
+    "monte_carlo",
     "optimize",
     "plan",
+    "prox",
     "root",
+    "shuffle",
 ]

@@ -55,7 +55,7 @@ def hypergradient(
     v0
         Where the adjoint solver starts; ``h.v`` for a warm start.
     method
-        ``AID(...)``, ``ITD(...)``, ``Exact()``; None chooses solvers and work by itself to meet ``tol``.
+        ``AID(...)``, ``ITD(...)``, ``Exact()``, ``SID(...)``; None chooses solvers and work by itself to meet ``tol``.
     tol
         Relative accuracy: accepted when ``h.error <= tol * norm(h.grad) + atol``. Default 1e-4 for the automatic
         method; a given method is held to it only where it is given.
@@ -66,7 +66,7 @@ def hypergradient(
     error
         Whether to estimate the error (the automatic method always does).
     key
-        Random key of stochastic methods.
+        Random key of stochastic methods, which cannot do without; one key gives one result, bit for bit.
     on_failure
         ``"raise"``: raise eagerly, fill ``grad`` with NaN inside transformations, where nothing can be raised;
         ``"nan"``: fill always; ``"keep"``: leave ``grad`` as it is. ``h.status`` tells why in every case.

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from bilevel import tree
 from bilevel.linear.operator import LinearOperator
+from bilevel.prox import ProximalGradient
 from bilevel.status import ProblemError
 
 Tree = Any
@@ -23,7 +24,7 @@ Kind = Literal["minimization", "fixed_point", "root"]
 class Lower:
     """A lower-level problem, read as the residual equation ``F(w, lam) = 0``.
 
-    Made by :func:`minimization`, :func:`fixed_point` and :func:`root`.
+    Made by :func:`minimization`, :func:`fixed_point`, :func:`composite` and :func:`root`.
     """
 
     function: Function = field(metadata={"static": True})
@@ -78,7 +79,7 @@ class Problem:
     Parameters
     ----------
     lower
-        The lower level, from :func:`minimization`, :func:`fixed_point` or :func:`root`.
+        The lower level, from :func:`minimization`, :func:`fixed_point`, :func:`composite` or :func:`root`.
     upper
         ``upper(w, lam, data) -> scalar``, the upper-level objective.
     constants
@@ -133,6 +134,50 @@ def fixed_point(fp_map: Function, symmetric: bool = False) -> Lower:
     return Lower(fp_map, "fixed_point", symmetric)
 
 
+def composite(
+    smooth: Function, prox: Callable[[Tree, Tree, Any], Tree], step: float | Callable[[Tree, Tree], Any]
+) -> Lower:
+    """Lower level ``w(lam) = argmin_w smooth(w, lam, data) + g(w, lam)``, with a nonsmooth g given by its prox.
+
+    It is the fixed point of ``prox(w - step * d_w smooth(w))``, a :func:`fixed_point` for every method.
+
+    Parameters
+    ----------
+    smooth
+        ``smooth(w, lam, data) -> scalar``, twice differentiable in ``w``; for stochastic methods a mean over the
+        samples of a batch.
+    prox
+        ``prox(u, lam, step) = argmin_w g(w, lam) + |w - u|^2 / (2 step)``, made of :mod:`bilevel.prox` or of
+        ``optax.projections``.
+    step
+        Positive; below ``2 / L`` for the smoothness L of ``smooth``. A number, or a function ``(lam, data) -> number``
+        that is evaluated at every step; of data that are drawn in batches it may use those leaves only that are
+        not batched.
+
+    Raises
+    ------
+    ProblemError
+        ``step`` is something else.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import bilevel as bl
+    >>> from bilevel.prox import soft_threshold
+    >>> def smooth(w, lam, data):
+    ...     return jnp.sum((w - data) ** 2) / 2
+    >>> lower = bl.composite(smooth, lambda u, lam, step: soft_threshold(u, step * lam), step=0.5)
+    >>> problem = bl.Problem(lower, lambda w, lam, data: jnp.sum((w - data) ** 2) / 2)
+    >>> train, valid = jnp.array([2.0, 0.1]), jnp.array([1.0, 1.0])
+    >>> h = bl.hypergradient(problem, 0.5, jnp.zeros(2), lower_data=train, upper_data=valid)
+    >>> print(f"{h.grad:.4f}")  # w = (2 - lam, 0), so U' = -(w_1 - 1)
+    -0.5000
+    """
+    if not (callable(step) or (isinstance(step, int | float) and step > 0)):
+        raise ProblemError(f"step must be a positive number or a function (lam, data) -> number, but is {step!r}.")
+    return fixed_point(ProximalGradient(smooth, prox, step))
+
+
 def root(residual: Function, symmetric: bool = False) -> Lower:
     """Lower level ``residual(w(lam), lam, data) = 0``.
 
@@ -158,6 +203,9 @@ def validate_lower(lower: Lower, lam: Tree, w: Tree, data: Tree) -> None:
     _require_floating("lam", lam)
     if lower.kind == "minimization":
         _require_scalar("loss", lower.function, w, lam, data)
+    elif isinstance(lower.function, ProximalGradient):
+        _require_scalar("smooth", lower.function.smooth, w, lam, data)
+        _require_like_w("prox", lower.function, w, lam, data)
     else:
         _require_like_w("fp_map" if lower.kind == "fixed_point" else "residual", lower.function, w, lam, data)
 

@@ -1,0 +1,298 @@
+"""Minibatches inside compiled programs: each row exactly once an epoch, or drawn with replacement.
+
+Speed decides how rows are met. On a CPU a contiguous slice costs nothing beside the work on it, a gather of single
+rows about a third more, a permutation of all rows three times the work of the epoch. So an epoch goes over contiguous
+slices of the data as they lie, in random order; rows that lie in an order of their own are put in a random one
+beforehand, once, by :func:`shuffle`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from bilevel import tree
+from bilevel.status import ProblemError
+
+Tree = Any
+T = TypeVar("T", bound=Any)
+
+
+class Stream(NamedTuple):
+    """Where the drawing stands: a state of arrays, to be carried from draw to draw."""
+
+    key: Array  # what the stream was started with
+    draws: Int[Array, ""]  # so far
+    order: Int[Array, " m"]  # of the n // batch_size slices in the present epoch; empty where none is needed
+    offset: Int[Array, ""]  # row at which the first slice of the present epoch starts
+
+
+class Axes(NamedTuple):
+    """A pytree of axes as a static value: dicts and lists have no hash."""
+
+    leaves: tuple[int | None, ...]
+    structure: Any
+
+
+@tree.record
+@dataclass(frozen=True)
+class Sampler:
+    """How random batches are drawn from data.
+
+    An epoch is ``ceil(n / b)`` draws that meet each of the n rows exactly once. Where b divides n they are the
+    contiguous slices of the data in random order. Where it does not, every epoch begins at a random row o: its batches
+    are the circular windows ``(o + j b + [0 .. b)) % n``, again in random order, and last the ``n % b`` rows left.
+    The mean over a draw, taken by itself, is an unbiased estimate of the mean over all rows.
+
+    Parameters
+    ----------
+    batch_size
+        Rows b of a batch. None draws no rows and passes all leaves whole, for functions that take their noise
+        from a PRNG key alone; ``batch_axes`` must then be None.
+    batch_axes
+        The axis along which the rows lie, as ``in_axes`` of ``jax.vmap``: an int for all leaves, or a prefix of the
+        pytree of data with an int or None for each part; None passes a leaf whole.
+    replace
+        Draw every row independently, uniformly, with replacement, instead of by epochs: the independence that the
+        error bounds of stochastic iterations assume. By epochs the draws of one epoch depend on each other, which
+        in practice lowers the error.
+
+    Notes
+    -----
+    Leaves of the data that are PRNG keys (``jax.random.key``, not arrays of integers) become fresh keys at each draw:
+    one without rows a new key a draw, one with rows a new key for every row drawn. Two streams started with different
+    keys draw independently; that is how the map, the mixed derivative and the upper level get samples of their
+    own.
+
+    Slices are as random as the order of the rows: rows sorted by class, time or source make noisy batches, see
+    :func:`shuffle`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> data, sampler = jnp.arange(6.0), Sampler(batch_size=2)
+    >>> stream = sampler.start(data, jax.random.key(0))
+    >>> total = 0.0
+    >>> for _ in range(3):  # an epoch
+    ...     part, stream = sampler.evaluate(jnp.sum, data, stream)
+    ...     total += part
+    >>> print(total)
+    15.0
+    """
+
+    batch_size: int | None = field(metadata={"static": True})
+    batch_axes: Any = field(default=0, metadata={"static": True})
+    replace: bool = field(default=False, metadata={"static": True})
+
+    def __post_init__(self):
+        if not isinstance(self.batch_axes, Axes | int | None):
+            leaves, structure = jax.tree.flatten(self.batch_axes, is_leaf=_is_none)
+            object.__setattr__(self, "batch_axes", Axes(tuple(leaves), structure))
+
+    def check(self, data: Tree) -> int:
+        """Refuse data that do not fit, at trace time.
+
+        Returns
+        -------
+        int
+            Number of rows n; 1 where no rows are drawn.
+
+        Raises
+        ------
+        ProblemError
+            One sentence that says what was expected and what came.
+        """
+        axes = _spread(self.batch_axes, data)
+        if self.batch_size is None:
+            if any(axis is not None for axis in axes):
+                raise ProblemError("Sampler(batch_size=None) passes all leaves whole: give it batch_axes=None.")
+            if not any(_is_key(leaf) for leaf in jax.tree.leaves(data)):
+                raise ProblemError(
+                    "Sampler(batch_size=None) draws nothing but keys, but data holds no PRNG key: put "
+                    "jax.random.key(...) into data, or give a batch_size."
+                )
+            return 1
+        rows = _count_rows(data, axes)
+        if not 1 <= self.batch_size <= rows:
+            raise ProblemError(
+                f"batch_size must be at least 1 and at most the number of rows, {rows}, but is {self.batch_size}."
+            )
+        return rows
+
+    def batches(self, data: Tree) -> int:
+        """Draws of an epoch, ``ceil(n / b)``."""
+        return -(-self.check(data) // (self.batch_size or 1))
+
+    def start(self, data: Tree, key: Array) -> Stream:
+        """A stream of draws from data of these shapes; one key gives one stream, bit for bit."""
+        rows = self.check(data)
+        slices = rows // self.batch_size if self.batch_size and not self.replace else 0
+        return Stream(key, jnp.asarray(0), jnp.zeros(slices, jnp.int32), jnp.asarray(0, jnp.int32))
+
+    def evaluate(self, f: Callable[[Tree], T], data: Tree, stream: Stream) -> tuple[T, Stream]:
+        """``f`` on the next batch, and the stream after it.
+
+        Parameters
+        ----------
+        f
+            Function of a batch, which is ``data`` with its rows cut. Where b does not divide n it is traced twice, for
+            the last batch of an epoch is shorter.
+        data
+            The data that the stream was started with.
+        stream
+            From :meth:`start` or from the draw before.
+        """
+        if self.batch_size is None:
+            value = f(self._cut(data, stream, None, 0))
+        elif self.replace:
+            drawn = jax.random.randint(self._key(stream), (self.batch_size,), 0, self.check(data))
+            value = f(self._cut(data, stream, drawn, self.batch_size))
+        else:
+            value, stream = self._by_epochs(f, data, stream, self.batch_size)
+        return value, stream._replace(draws=stream.draws + 1)
+
+    def _by_epochs(self, f: Callable[[Tree], T], data: Tree, stream: Stream, b: int) -> tuple[T, Stream]:
+        rows = self.check(data)
+        slices, rest = divmod(rows, b)
+        position = stream.draws % self.batches(data)
+        # Both predicates depend on the number of draws alone, so that under vmap over keys they stay branches.
+        order, offset = lax.cond(
+            position == 0, lambda: self._new_epoch(stream, rows, rest), lambda: (stream.order, stream.offset)
+        )
+        stream = stream._replace(order=order, offset=offset)
+        begin = order[jnp.minimum(position, slices - 1)] * b
+        if rest == 0:
+            return f(self._cut(data, stream, begin, b)), stream
+
+        def window(begin: Any, size: int) -> T:
+            return f(self._cut(data, stream, (offset + begin + jnp.arange(size)) % rows, size))
+
+        # The short batch comes last.
+        return lax.cond(position < slices, lambda: window(begin, b), lambda: window(slices * b, rest)), stream
+
+    def _new_epoch(self, stream: Stream, rows: int, rest: int) -> tuple[Array, Array]:
+        """Order of the slices and row of the first, for the epoch that begins with this draw."""
+        for_order, for_offset = jax.random.split(self._key(stream))
+        order = jax.random.permutation(for_order, jnp.arange(stream.order.shape[0], dtype=jnp.int32))
+        offset = jax.random.randint(for_offset, (), 0, rows, jnp.int32) if rest else stream.offset
+        return order, offset
+
+    def _key(self, stream: Stream) -> Array:
+        """The key of the next draw."""
+        return jax.random.fold_in(stream.key, stream.draws)
+
+    def _cut(self, data: Tree, stream: Stream, rows: Any, size: int) -> Tree:
+        """Data with the batched leaves cut to ``rows``: indices, or the first of ``size`` rows in sequence."""
+        leaves, structure = jax.tree.flatten(data)
+
+        def cut(leaf: Any, axis: int | None) -> Any:
+            if axis is None:
+                return _fresh(leaf, stream) if _is_key(leaf) else leaf
+            if jnp.ndim(rows) == 0:
+                part = lax.dynamic_slice_in_dim(leaf, rows, size, axis)
+            else:
+                part = jnp.take(leaf, rows, axis=axis, mode="clip")
+            return _fresh(part, stream) if _is_key(leaf) else part
+
+        return structure.unflatten(map(cut, leaves, _spread(self.batch_axes, data)))
+
+
+def shuffle(data: Tree, key: Array, batch_axes: Any = 0) -> Tree:
+    """The same data with their rows in random order, alike in all leaves.
+
+    Parameters
+    ----------
+    data
+        Any pytree of arrays.
+    key
+        Random key.
+    batch_axes
+        As in :class:`Sampler`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> x, y = shuffle((jnp.arange(4), jnp.arange(4) * 10), jax.random.key(0))
+    >>> print(sorted(x.tolist()), bool(jnp.all(y == 10 * x)))
+    [0, 1, 2, 3] True
+    """
+    axes = _spread(Sampler(1, batch_axes).batch_axes, data)
+    order = jax.random.permutation(key, _count_rows(data, axes))
+    leaves, structure = jax.tree.flatten(data)
+
+    def move(leaf: Any, axis: int | None) -> Any:
+        return leaf if axis is None else jnp.take(leaf, order, axis=axis)
+
+    return structure.unflatten(map(move, leaves, axes))
+
+
+def _spread(batch_axes: Any, data: Tree) -> list[int | None]:
+    """The axis of every leaf of ``data``, counted from the front, from a prefix of its pytree."""
+    prefix = batch_axes.structure.unflatten(batch_axes.leaves) if isinstance(batch_axes, Axes) else batch_axes
+    marked = jax.tree.map(lambda axis: "whole" if axis is None else axis, prefix, is_leaf=_is_none)
+    try:
+        axes = jax.tree.leaves(jax.tree.broadcast(marked, data))
+    except ValueError as error:
+        raise ProblemError(
+            f"batch_axes must be a prefix of the pytree of data, {jax.tree.structure(data)}, but is {prefix}."
+        ) from error
+    paths = jax.tree_util.tree_leaves_with_path(data)
+    return [_axis(path, leaf, axis) for (path, leaf), axis in zip(paths, axes, strict=True)]
+
+
+def _axis(path: Any, leaf: Any, axis: Any) -> int | None:
+    if axis == "whole":
+        return None
+    if not isinstance(axis, int):
+        raise ProblemError(f"batch_axes must hold ints and None, but holds {axis!r}.")
+    if not -jnp.ndim(leaf) <= axis < jnp.ndim(leaf):
+        raise ProblemError(
+            f"data{jax.tree_util.keystr(path)} of shape {jnp.shape(leaf)} has no axis {axis} for its rows: "
+            "say in batch_axes where they lie, None for a leaf that has none."
+        )
+    return axis % jnp.ndim(leaf)
+
+
+def _count_rows(data: Tree, axes: list[int | None]) -> int:
+    """Number of rows n, the same in all leaves that have any."""
+    leaves = jax.tree_util.tree_leaves_with_path(data)
+    lengths = {
+        f"data{jax.tree_util.keystr(path)}": jnp.shape(leaf)[axis]
+        for (path, leaf), axis in zip(leaves, axes, strict=True)
+        if axis is not None
+    }
+    if not lengths:
+        raise ProblemError("A sampler needs data with rows, but by batch_axes no leaf of data has any.")
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{name} {rows}" for name, rows in lengths.items())
+        raise ProblemError(f"All leaves of data must have the same number of rows, but they have: {counts}.")
+    rows = next(iter(lengths.values()))
+    if rows == 0:
+        raise ProblemError(f"data must hold at least one row, but {next(iter(lengths))} is empty.")
+    return rows
+
+
+def _fresh(keys: Array, stream: Stream) -> Array:
+    """Keys that no other draw and no other stream has; rows drawn twice in one batch get two."""
+    of_stream = jax.random.bits(stream.key)
+
+    def fresh(key, place):
+        for number in (of_stream, stream.draws, place):
+            key = jax.random.fold_in(key, number)
+        return key
+
+    return jax.vmap(fresh)(keys.reshape(-1), jnp.arange(keys.size)).reshape(keys.shape)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
