@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from bilevel import tree
 from bilevel.linear.operator import LinearOperator
-from bilevel.methods.aid import check_symmetry, default_linear_solver
+from bilevel.methods.aid import check_deterministic, check_symmetry, default_linear_solver
 from bilevel.precision import full_precision
 from bilevel.problems import Lower, validate_lower
 from bilevel.solvers import default_solver
@@ -98,6 +98,7 @@ def implicit(
     """
     if on_failure not in ("raise", "nan", "keep"):
         raise ProblemError(f'on_failure must be "raise", "nan" or "keep", but is {on_failure!r}.')
+    check_deterministic("implicit", solver, linear_solver)
     check_symmetry(linear_solver, lower)
     return Implicit(
         lower,

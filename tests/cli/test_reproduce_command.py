@@ -6,7 +6,7 @@ import pytest
 
 from bilevel.cli import reproduce
 from bilevel.cli.app import run
-from bilevel.experiments import EXPERIMENTS, contraction
+from bilevel.experiments import EXPERIMENTS, contraction, mnist
 from bilevel.experiments.lines import read_lines
 
 NAME = "p1-contraction"
@@ -25,6 +25,8 @@ def _settings_of_the_process(monkeypatch, tmp_path):
     monkeypatch.setattr(reproduce, "configure_jax", lambda _: None)  # its settings would outlive the test
     monkeypatch.setitem(EXPERIMENTS, NAME, replace(EXPERIMENTS[NAME], run=recorded))
     monkeypatch.delenv("BILEVEL_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(mnist, "ORIGIN", (tmp_path / "nowhere").as_uri() + "/")
     monkeypatch.chdir(tmp_path)
 
 
@@ -65,7 +67,7 @@ def test_all_claims_hold_in_the_kept_records(name, capsys):
 BAD = {
     "unknown name": (["p1-figure9"], "unknown experiment 'p1-figure9': there are p1-figure1, p1-contraction"),
     "negative seed": ([NAME, "--seed", "-1"], "seed must be 0 or more, but is -1"),
-    "no variable": (["p1-equilibrium", "--quick"], "BILEVEL_DATA must name the folder of the data sets"),
+    "no data": (["p1-equilibrium", "--quick"], "could not be downloaded"),
     "out is a file": ([NAME, "--out", "file"], "cannot write to file"),
     "no records": ([NAME, "--from", "none.jsonl"], "cannot read none.jsonl"),
     "no JSON": ([NAME, "--from", "file"], "file must hold one JSON object a line"),

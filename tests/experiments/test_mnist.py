@@ -1,9 +1,11 @@
 import gzip
+import hashlib
 
 import numpy as np
 import pytest
 
 from bilevel.data import DataError
+from bilevel.experiments import mnist
 from bilevel.experiments.mnist import load_split
 from experiments.test_experiments import write_mnist
 
@@ -59,3 +61,16 @@ def test_missing_files_are_told(folder):
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz: expected a file of MNIST, but there is none"):
         load_split(10, 10, 10, seed=0)
+
+
+def test_without_a_folder_the_files_are_downloaded(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "origin", train=30, test=12)
+    monkeypatch.delenv("BILEVEL_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(mnist, "ORIGIN", (tmp_path / "origin").as_uri() + "/")
+    with pytest.raises(DataError, match=r"expected a file with SHA-256 440fca.*BILEVEL_DATA can name a folder"):
+        load_split(18, 12, 10, seed=0)
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "origin").iterdir()}
+    monkeypatch.setattr(mnist, "SHA256", sums)
+    assert len(load_split(18, 12, 10, seed=0).train.y) == 18
+    assert sorted(path.name for path in (tmp_path / "bilevel" / "mnist").iterdir()) == sorted(sums)

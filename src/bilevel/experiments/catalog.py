@@ -13,6 +13,12 @@ from bilevel.experiments import (
     equilibrium_plot,
     figure1,
     figure1_plot,
+    nsid,
+    nsid_claims,
+    nsid_plot,
+    p2_mnist,
+    p2_mnist_claims,
+    p2_mnist_plot,
 )
 from bilevel.experiments.checks import Check, Summary
 from bilevel.experiments.lines import Line
@@ -69,5 +75,14 @@ EXPERIMENTS = {
         "an equilibrium model of MNIST with and without projection", "float32", "step", "steps of the training",
         equilibrium.FULL, equilibrium.QUICK, equilibrium.run, equilibrium.checks, equilibrium.summary,
         {"": equilibrium_plot.figure},
+    ),
+    p2_mnist.NAME: Experiment(
+        "stochastic against deterministic hypergradients at equal numbers of samples, MNIST", "float64", "point",
+        "points of the curves", p2_mnist.FULL, p2_mnist.QUICK, p2_mnist.run, p2_mnist_claims.checks,
+        p2_mnist_claims.summary, {"": p2_mnist_plot.figure},
+    ),
+    nsid.NAME: Experiment(
+        "hypergradients of the elastic net, all data and batches", "float64", "point", "points of the curves",
+        nsid.FULL, nsid.QUICK, nsid.run, nsid_claims.checks, nsid_claims.summary, {"": nsid_plot.figure},
     ),
 }  # fmt: skip

@@ -1,4 +1,7 @@
-"""MNIST from its official files: gzipped idx in a folder ``mnist`` of the folder that ``BILEVEL_DATA`` names."""
+"""MNIST from its official files, gzipped idx.
+
+They are in a folder ``mnist`` of the folder that ``BILEVEL_DATA`` names; where that is not set they are downloaded.
+"""
 
 import gzip
 import os
@@ -9,9 +12,17 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from bilevel.data.download import cache_folder, download
 from bilevel.data.errors import DataError
 
 VARIABLE = "BILEVEL_DATA"
+ORIGIN = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+}
 PIXELS = 28 * 28
 CLASSES = 10
 TYPE_BYTES = 8  # idx code of unsigned bytes
@@ -40,7 +51,7 @@ def load_split(train: int, valid: int, test: int, seed: int) -> Split:
     Raises
     ------
     DataError
-        ``BILEVEL_DATA`` is not set, or a file is missing, no idx file or too small.
+        A file is missing, cannot be downloaded, is no idx file or too small.
     """
     folder = _folder()
     known, held_out = _images(folder, "train", train + valid), _images(folder, "t10k", test)
@@ -56,10 +67,19 @@ def load_split(train: int, valid: int, test: int, seed: int) -> Split:
 def _folder() -> Path:
     root = os.environ.get(VARIABLE)
     if not root:
-        raise DataError(f"{VARIABLE} must name the folder of the data sets, one of them mnist, but it is not set")
+        return _downloaded(cache_folder() / "mnist")
     folder = Path(root) / "mnist"
     if not folder.is_dir():
         raise DataError(f"{folder}: expected the folder of MNIST's four files, but there is none")
+    return folder
+
+
+def _downloaded(folder: Path) -> Path:
+    try:
+        for name, sha256 in SHA256.items():
+            download(ORIGIN + name, sha256, folder / name)
+    except DataError as error:
+        raise DataError(f"{error}; {VARIABLE} can name a folder of data sets, one of them mnist") from error
     return folder
 
 

@@ -50,7 +50,8 @@ class AID:
     refine: int = field(default=0, metadata={"static": True})
 
     def check(self, problem: Problem) -> None:
-        """Refuse CG on a problem that is not known to be symmetric."""
+        """Refuse CG on a problem that is not known to be symmetric, and solvers that sample."""
+        check_deterministic("AID", self.solver, self.linear_solver)
         check_symmetry(self.linear_solver, problem.lower)
 
     def __call__(
@@ -105,3 +106,16 @@ def check_symmetry(linear_solver: Any, lower: Lower) -> None:
             f"{type(linear_solver).__name__} needs a symmetric d_w F, but the {lower.kind} problem does not promise "
             "one: use GMRES or Richardson, or pass symmetric=True if it is symmetric."
         )
+
+
+def check_deterministic(method: str, *solvers: Any) -> None:
+    """Refuse solvers that work on samples where there is nothing to sample with."""
+    for solver in filter(is_stochastic, solvers):
+        raise ProblemError(
+            f"{method} needs deterministic solvers, but {type(solver).__name__} samples batches: use bilevel.SID."
+        )
+
+
+def is_stochastic(solver: Any) -> bool:
+    """Whether a solver works on samples; the deterministic ones know nothing of them."""
+    return getattr(solver, "stochastic", False)

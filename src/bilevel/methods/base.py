@@ -75,7 +75,8 @@ class Hypergradient:
 
     def raise_if_failed(self) -> "Hypergradient":
         """Raise :class:`~bilevel.status.ConvergenceError` on a failure, else return itself. Eager only."""
-        raise_if_failed(self, f"Hypergradient by {self.method}")
+        steps = f"after {int(self.lower.steps)} lower and {int(self.adjoint.steps)} adjoint steps"
+        raise_if_failed(self, f"Hypergradient by {self.method}, {steps}")
         return self
 
     def explain(self) -> str:

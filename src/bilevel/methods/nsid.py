@@ -13,9 +13,9 @@ from bilevel.lagrangian import Instance
 from bilevel.linear.operator import LinearOperator
 from bilevel.linear.rates import Samples
 from bilevel.linear.stochastic import StochasticRichardson, StochasticSystem
-from bilevel.methods.aid import check_symmetry
+from bilevel.methods.aid import check_symmetry, is_stochastic
 from bilevel.methods.base import Hypergradient, conclude, nothing_done
-from bilevel.methods.sid import average, is_stochastic
+from bilevel.methods.sid import average
 from bilevel.methods.stochastic import (
     check_runs,
     joined,

@@ -12,7 +12,7 @@ from bilevel import tree
 from bilevel.lagrangian import Instance
 from bilevel.linear.rates import Samples
 from bilevel.linear.stochastic import StochasticRichardson, StochasticSystem
-from bilevel.methods.aid import check_symmetry
+from bilevel.methods.aid import check_symmetry, is_stochastic
 from bilevel.methods.base import Hypergradient, conclude, nothing_done
 from bilevel.methods.stochastic import (
     check_runs,
@@ -286,11 +286,6 @@ def average(f: Callable[[Tree], Tree], data: Tree, sampler: Sampler | None, draw
 
     total, _ = jax.lax.fori_loop(0, draws, body, (zeros, sampler.start(data, key)))
     return tree.scale(1 / draws, total)
-
-
-def is_stochastic(solver: Any) -> bool:
-    """Whether a solver works on samples; the deterministic ones know nothing of them."""
-    return getattr(solver, "stochastic", False)
 
 
 def _name(method: SID) -> str:
