@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Array
 
 from bilevel.methods.base import Hypergradient
+from bilevel.methods.sid import is_stochastic
 from bilevel.problems import Problem
 from bilevel.status import ProblemError, Status, raise_if_failed
 
@@ -18,7 +20,8 @@ class Record(NamedTuple):
     """One line of the history: the state of things at one ``lam``, before the step from there.
 
     ``error`` is NaN where it was not estimated; ``matvecs`` counts lower level, adjoint and error estimate of
-    this step, ``seconds`` all the time since the start.
+    this step, ``samples`` the rows that it drew, 0 for algorithms that use all data; ``seconds`` is all the time since
+    the start.
     """
 
     step: int
@@ -26,6 +29,7 @@ class Record(NamedTuple):
     gradient_norm: float
     error: float
     matvecs: int
+    samples: int
     seconds: float
 
 
@@ -76,6 +80,7 @@ def optimize(
     steps: int,
     lower_data: Tree = None,
     upper_data: Tree = None,
+    key: Array | None = None,
     gtol: float | None = None,
     error_every: int = 10,
     callback: Callable[[Record, Tree], bool | None] | None = None,
@@ -90,15 +95,19 @@ def optimize(
     lam0, w0
         Starting hyperparameters and lower-level start, pytrees of floating arrays.
     algorithm
-        ``bl.algorithms.HypergradientDescent(optax.adam(0.1))`` or another one of its protocol.
+        ``bl.algorithms.HypergradientDescent(optax.adam(0.1))``, ``bl.algorithms.BSGM(bl.Sampler(50), step=0.1)`` or
+        another one of their protocol.
     steps
         Upper-level steps at most.
     lower_data, upper_data
         Data of the two levels.
+    key
+        Random key of stochastic algorithms, which cannot do without; one key gives one run, bit for bit.
     gtol
         Stop when the norm of the projected gradient is at most this; None runs all steps.
     error_every
-        The error of the hypergradient is estimated every so many steps, and at the end.
+        The error of the hypergradient is estimated every so many steps, and at the end; of stochastic ones only where
+        they have several runs.
     callback
         Called as ``callback(record, lam)`` before every step; a true result ends the run.
     on_failure
@@ -111,6 +120,8 @@ def optimize(
 
     Raises
     ------
+    ProblemError
+        An argument has the wrong form.
     ConvergenceError
         A hypergradient failed and ``on_failure="raise"``; ``.result`` is the result.
 
@@ -132,7 +143,7 @@ def optimize(
     def update(state, *, error):
         return algorithm.update(state, problem, lower_data, upper_data, error=error)
 
-    state = algorithm.init(lam0, w0)
+    state = _begin(algorithm, lam0, w0, key)
     lam, w = state.lam, state.w
     history, step = History(), 0
     while True:
@@ -157,12 +168,22 @@ def optimize(
         step += 1
     result = OptimizeResult(lam, w, info.hypergradient, history, status)
     if on_failure == "raise":
-        raise_if_failed(result, "Upper-level optimization")
+        raise_if_failed(result, f"Upper-level optimization, step {step}")
     return result
+
+
+def _begin(algorithm: Any, lam0: Tree, w0: Tree, key: Array | None) -> Any:
+    """The first state."""
+    if is_stochastic(algorithm):
+        return algorithm.init(lam0, w0, key)
+    if key is not None:
+        raise ProblemError(f"{type(algorithm).__name__} takes no random key: leave key= out, or use BSGM.")
+    return algorithm.init(lam0, w0)
 
 
 def _record(step: int, info: Any, start: float) -> Record:
     h = info.hypergradient
     matvecs = int(h.lower.matvecs) + int(h.adjoint.matvecs) + int(h.error_info.matvecs)
-    norm = float(info.gradient_norm)
-    return Record(step, float(h.value), norm, float(h.error), matvecs, time.perf_counter() - start)
+    samples = int(info.samples)
+    seconds = time.perf_counter() - start
+    return Record(step, float(h.value), float(info.gradient_norm), float(h.error), matvecs, samples, seconds)

@@ -119,8 +119,8 @@ def test_the_estimated_error_covers(case, name, sampler):
 
 def test_the_estimated_error_is_bias_plus_students_interval(dtype):
     grads, with_half = jnp.asarray([[1.0, 5.0], [3.0, 5.0]], dtype), jnp.asarray([[1.0, 2.0], [3.0, 0.0]], dtype)
-    # Mean difference (0, 4); variances 2 and 0 over 2 runs: a standard error of 1.
-    expected = 4 + scipy.stats.t(1).interval(0.9)[1]
+    # Mean difference (0, 4). Variances 2 and 0 of the runs, 0 and 2 of the differences: two standard errors of 1.
+    expected = 4 + 2**0.5 * scipy.stats.t(1).interval(0.9)[1]
     assert statistical_error(grads, with_half, 0.9) == pytest.approx(expected, rel=1e-5)
 
 

@@ -27,10 +27,11 @@ class DescentState(NamedTuple):
 
 
 class DescentInfo(NamedTuple):
-    """What is told of one step: the hypergradient at the old ``lam`` and the norm of its projected gradient."""
+    """What is told of one step: the hypergradient at the old ``lam``, the norm of its projected gradient, samples."""
 
     hypergradient: Hypergradient
     gradient_norm: Float[Array, ""]
+    samples: int = 0
 
 
 @tree.record

@@ -64,12 +64,12 @@ class SID:
 
     Notes
     -----
-    ``h.error = bias + T * standard_error``: the standard error of the mean over the runs,
-    ``sqrt(sum of the variances of the components / R)``, times the two-sided quantile T of Student's distribution with
-    ``R - 1`` degrees of freedom, plus an estimate of the bias, the norm of the mean difference to the same computation
-    with half the steps in both solves. For errors that fall like ``1 / t`` this is the bias. With constant steps it is
-    not: a part proportional to the variance of ``w`` stays, which no number of steps shows; the standard error covers
-    it unless there are many runs.
+    ``h.error = bias + T * standard_error``: an estimate of the bias, the norm of the mean difference to the same
+    computation with half the steps in both solves, plus the standard error of the mean over the runs and of that
+    difference together, the root of ``sum of the variances of the components / R`` of the one and of the other, times
+    the two-sided quantile T of Student's distribution with ``R - 1`` degrees of freedom. For errors that fall like
+    ``1 / t`` the difference is the bias. With constant steps it is not: a part proportional to the variance of ``w``
+    stays, which no number of steps shows; the standard error covers it unless there are many runs.
 
     Student's quantile is that of errors along one direction. Spread over more directions, they exceed it less often.
     What a deterministic solver leaves undone is not part of the error: give it a tolerance well below.

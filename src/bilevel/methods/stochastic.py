@@ -42,7 +42,9 @@ def mean_of_runs(values: Tree) -> Tree:
 
 
 def statistical_error(grads: Tree, with_half: Tree, confidence: float) -> Float[Array, ""]:
-    """Estimated bias plus ``T`` standard errors of the mean over runs, see :class:`~bilevel.methods.sid.SID`.
+    """Estimated bias plus ``T`` times the standard errors of the mean and of that bias together.
+
+    See :class:`~bilevel.methods.sid.SID`.
 
     Parameters
     ----------
@@ -53,8 +55,9 @@ def statistical_error(grads: Tree, with_half: Tree, confidence: float) -> Float[
     """
     runs = jax.tree.leaves(grads)[0].shape[0]
     quantile = float(stdtrit(runs - 1, (1 + confidence) / 2))
-    bias = tree.norm(mean_of_runs(tree.sub(grads, with_half)))
-    return bias + quantile * spread(grads).standard_error
+    difference = spread(tree.sub(grads, with_half))
+    noise = jnp.hypot(spread(grads).standard_error, difference.standard_error)
+    return tree.norm(difference.mean) + quantile * noise
 
 
 def joined(infos: SolveInfo) -> SolveInfo:
