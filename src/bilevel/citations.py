@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 
 GRAZZI_2020 = "grazzi2020iteration"
-GRAZZI_2021 = "grazzi2021convergence"
-GRAZZI_2024 = "grazzi2024nonsmooth"
 PEDREGOSA_2016 = "pedregosa2016hyperparameter"
 EHRHARDT_ROBERTS = "ehrhardt2023inexact"
 HESTENES_STIEFEL = "hestenes1952methods"
@@ -21,22 +19,6 @@ BIBTEX = {
   booktitle = {International Conference on Machine Learning},
   year = {2020},
   eprint = {2006.16218},
-  archivePrefix = {arXiv},
-}""",
-    GRAZZI_2021: """@inproceedings{grazzi2021convergence,
-  title = {Convergence Properties of Stochastic Hypergradients},
-  author = {Grazzi, Riccardo and Pontil, Massimiliano and Salzo, Saverio},
-  booktitle = {International Conference on Artificial Intelligence and Statistics},
-  year = {2021},
-  eprint = {2011.07122},
-  archivePrefix = {arXiv},
-}""",
-    GRAZZI_2024: """@inproceedings{grazzi2024nonsmooth,
-  title = {Nonsmooth Implicit Differentiation: Deterministic and Stochastic Convergence Rates},
-  author = {Grazzi, Riccardo and Pontil, Massimiliano and Salzo, Saverio},
-  booktitle = {International Conference on Machine Learning},
-  year = {2024},
-  eprint = {2403.11687},
   archivePrefix = {arXiv},
 }""",
     PEDREGOSA_2016: """@inproceedings{pedregosa2016hyperparameter,
