@@ -125,7 +125,7 @@ def _recommend(at: Instance, w: Tree, h: Hypergradient, facts: Facts) -> Recomme
     minimization = at.problem.lower.kind == "minimization"
     papers = [citations.GRAZZI_2020, citations.PEDREGOSA_2016, citations.EISENSTAT_WALKER]
     papers += [citations.HESTENES_STIEFEL] if minimization else [citations.KNOLL_KEYES, citations.SAAD_SCHULTZ]
-    spent = int(h.lower.matvecs + h.adjoint.matvecs + h.error_info.matvecs)
+    spent = int(h.matvecs)
     return Recommendation(
         method=None,
         name=h.method,

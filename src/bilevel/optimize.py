@@ -6,6 +6,7 @@ from typing import Any, Literal
 from jaxtyping import Array
 
 from bilevel import tree
+from bilevel.algorithms.adaptive_soba import AdaptiveSOBA
 from bilevel.algorithms.oracles import Point
 from bilevel.algorithms.quasi_newton import QuasiNewton
 from bilevel.algorithms.settings import oracles_of
@@ -15,9 +16,12 @@ from bilevel.driver.results import Callback, OptimizeResult
 from bilevel.methods.sid import is_stochastic
 from bilevel.methods.stochastic import require_key
 from bilevel.problems import Problem, validate
+from bilevel.sampling import Sampler
 from bilevel.status import ProblemError, raise_if_failed
 
 Tree = Any
+
+BATCH = 64  # rows of the batches that are drawn unasked
 
 
 def optimize(
@@ -99,7 +103,7 @@ def optimize(
     >>> print(f"{jnp.exp(result.lam):.2f} {result.status.name}")  # w = 3 / (1 + exp(lam)) = 2
     0.50 OK
     """
-    algorithm = QuasiNewton() if algorithm is None else algorithm
+    algorithm = _default(key, lower_data, upper_data) if algorithm is None else algorithm
     if (steps is not None and steps < 0) or error_every < 1:
         raise ProblemError(f"steps must be >= 0 and error_every >= 1, but they are {steps} and {error_every}.")
     if _is_compiled(algorithm):
@@ -108,19 +112,32 @@ def optimize(
             steps=steps, samples=samples, evaluate_every=evaluate_every, evaluate=evaluate, callback=callback,
         )  # fmt: skip
     else:
-        if steps is None or samples is not None or evaluate_every is not None:
-            raise ProblemError(
-                f"{type(algorithm).__name__} counts steps, not samples: give steps=, leave samples= and "
-                "evaluate_every= out."
-            )
+        _check_limits(algorithm, steps, samples, evaluate_every)
         result = run_hypergradients(
             lambda state, *, error: algorithm.update(state, problem, lower_data, upper_data, error=error),
             _begin(algorithm, lam0, w0, key) if state is None else state,
-            steps=steps, gtol=gtol, error_every=error_every, evaluate=evaluate, callback=callback,
+            steps=steps, samples=samples, gtol=gtol, error_every=error_every, evaluate=evaluate, callback=callback,
         )  # fmt: skip
     if on_failure == "raise":
         raise_if_failed(result, f"Upper-level optimization, step {result.history.records[-1].step}")
     return result
+
+
+def _default(key: Array | None, lower_data: Tree, upper_data: Tree) -> Any:
+    """The algorithm where none is given: with a random key one for minibatches."""
+    if key is None:
+        return QuasiNewton()
+    lower, upper = (Sampler(min(BATCH, Sampler(1).check(data))) for data in (lower_data, upper_data))
+    return AdaptiveSOBA(lower, upper)
+
+
+def _check_limits(algorithm: Any, steps: int | None, samples: int | None, evaluate_every: int | None) -> None:
+    """Refuse what an algorithm along hypergradients cannot count."""
+    name, counts_samples = type(algorithm).__name__, getattr(algorithm, "counts_samples", False)
+    if evaluate_every is not None or (samples is not None and not counts_samples):
+        raise ProblemError(f"{name} counts steps, not samples: give steps=, leave samples= and evaluate_every= out.")
+    if steps is None and samples is None:
+        raise ProblemError(f"Say how long {name} may run: give {'steps= or samples=' if counts_samples else 'steps='}.")
 
 
 def _is_compiled(algorithm: Any) -> bool:

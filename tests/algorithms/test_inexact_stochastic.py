@@ -107,14 +107,14 @@ def test_every_error_is_certified_and_the_bias_is_at_most_their_mean(problem, dt
     for tolerance in (0.3, 1e-3):
         lams, infos = paths(dtype, isgd(0.5, tolerance), 4, RUNS, problem)
         h = infos.hypergradient
-        assert np.all(infos.statuses == Status.OK)
+        assert np.all(infos.details.statuses == Status.OK)
         assert not np.any(h.failed)
-        assert np.all(infos.errors <= tolerance)
+        assert np.all(infos.details.errors <= tolerance)
         exact = np.array([[Truth.gradients(lam)[t].mean(axis=0) for lam, t in zip(*run, strict=True)]
-                          for run in zip(lams[:, :-1], np.asarray(infos.tasks), strict=True)])  # fmt: skip
+                          for run in zip(lams[:, :-1], np.asarray(infos.details.tasks), strict=True)])  # fmt: skip
         distance = np.linalg.norm(np.asarray(h.grad, np.float64) - exact, axis=-1)
         mean = np.asarray(h.bound if problem.constants else h.error, np.float64)
-        np.testing.assert_allclose(mean, np.mean(infos.errors, axis=-1), rtol=100 * jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(mean, np.mean(infos.details.errors, axis=-1), rtol=100 * jnp.finfo(dtype).eps)
         # An estimate is of first order: within a tenth where it is a tenth; a bound is one.
         assert np.all(distance <= mean * (1.0 if problem.constants else 1.1) + 10 * jnp.finfo(dtype).eps)
         assert np.max(distance) > 1e-3 * tolerance  # not by being exact
@@ -132,7 +132,7 @@ def test_the_mean_is_unbiased_when_the_errors_vanish(dtype):
     # Distinct tasks: the variance of sampling without replacement.
     expected = truth.var(axis=0, ddof=1) / BATCH * (1 - BATCH / TASKS)
     np.testing.assert_allclose(grads.var(axis=0, ddof=1), expected, rtol=4 * np.sqrt(2 / len(grads)))
-    tasks = np.asarray(infos.tasks[:, 0])
+    tasks = np.asarray(infos.details.tasks[:, 0])
     assert all(len(set(drawn)) == BATCH for drawn in tasks)
 
 
@@ -192,11 +192,11 @@ def test_starts_and_projections(warm, projection, dtype):
     algorithm = isgd(warm_start=warm, projection=projection)
     first = algorithm.init(lam0, w0, KEY)
     state, info = algorithm.update(first, PROBLEM, **data(dtype))
-    h, others = info.hypergradient, np.setdiff1d(np.arange(TASKS), info.tasks)
+    h, others = info.hypergradient, np.setdiff1d(np.arange(TASKS), info.details.tasks)
     np.testing.assert_array_equal(state.w, h.w if warm else first.w)
     np.testing.assert_array_equal(state.v, h.v if warm else first.v)
     np.testing.assert_array_equal(h.w[others], first.w[others])
-    assert jnp.all(h.w[info.tasks] != first.w[info.tasks])
+    assert jnp.all(h.w[info.details.tasks] != first.w[info.details.tasks])
     free = START - 0.5 * np.asarray(h.grad, np.float64)
     rounding = 10 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(state.lam, np.maximum(free, 0.0) if projection else free, rtol=rounding)
@@ -232,7 +232,7 @@ def test_a_task_that_fails_ends_the_run_and_is_named(dtype):
     for _ in range(last + 1):
         before = state
         state, info = isgd().update(before, PROBLEM, **bad)
-    assert list(info.tasks[info.statuses != Status.OK]) == [7]
+    assert list(info.details.tasks[info.details.statuses != Status.OK]) == [7]
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), before, state))
     with pytest.raises(bl.ConvergenceError, match=f"step {last}: "):
         optimize(dtype, isgd(), 50, on_failure="raise", **bad)

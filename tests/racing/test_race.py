@@ -13,6 +13,7 @@ from bilevel.racing import ALGORITHMS, TASKS, Budget, choose, entrant, race, sum
 from bilevel.racing.ours import OURS
 from bilevel.racing.plot import curve, figure
 from bilevel.racing.published import PUBLISHED
+from bilevel.racing.settings import SET_THEIR_OWN
 from bilevel.status import ProblemError
 
 
@@ -78,6 +79,14 @@ def test_a_search_may_end_before_the_budget_is_spent(task):
     assert np.all(np.diff(found["seconds"]) > 0)
 
 
+def test_the_default_for_minibatches_races_on_rows_that_it_draws(task):
+    """A stretch: 100 steps of 64 and 64 rows, two batches for the curvature, a look at all 1280 rows."""
+    (found,) = race(task, [entrant("AdaptiveSOBA", task)], Budget(1e9, 100.0), [0], silent)
+    assert (found["status"], found["ended"], found["origin"]) == ("OK", True, "own")
+    assert found["metric"][-1] < 1e-6 * found["metric"][0]
+    assert np.diff(found["samples"])[0] == 102 * 64 + 100 * 64 + 1280
+
+
 def test_a_budget_is_positive():
     with pytest.raises(ProblemError, match="seconds of a race must be positive and finite, but is 0"):
         Budget(100, 0)
@@ -141,7 +150,7 @@ def test_what_ended_of_its_own_keeps_what_it_reached():
 
 def test_every_algorithm_has_settings_for_every_task():
     for name in TASKS:
-        assert PUBLISHED[name].keys() | OURS[name].keys() == ALGORITHMS.keys() - {"QuasiNewton"}
+        assert PUBLISHED[name].keys() | OURS[name].keys() == ALGORITHMS.keys() - set(SET_THEIR_OWN)
         assert not PUBLISHED[name].keys() & OURS[name].keys()
 
 

@@ -8,6 +8,7 @@ With cheap steps that need no hypergradient, marked ``compiled = True``: ``init(
 ``update(oracles, state) -> state`` (:mod:`bilevel.algorithms.oracles`), which run in compiled stretches.
 """
 
+from bilevel.algorithms.adaptive_soba import AdaptiveSOBA
 from bilevel.algorithms.alset import ALSET
 from bilevel.algorithms.amigo import AmIGO
 from bilevel.algorithms.bisls import BiSLS
@@ -48,6 +49,7 @@ __all__ = [
     "SUSTAIN",
     "TTSA",
     "VRBO",
+    "AdaptiveSOBA",
     "AmIGO",
     "BiSLS",
     "BiSPS",

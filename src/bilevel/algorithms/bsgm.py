@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from bilevel import tree
 from bilevel.algorithms.projected import projected_step
 from bilevel.algorithms.settings import is_positive
+from bilevel.algorithms.step_info import StepInfo, told
 from bilevel.hypergradient import hypergradient
 from bilevel.linear.stochastic import with_rates
 from bilevel.methods.base import Hypergradient
@@ -68,24 +69,6 @@ class BSGMState(NamedTuple):
     key: Array
     step: Int[Array, ""]
     rates: tuple[Rates | None, Rates | None]
-
-
-class BSGMInfo(NamedTuple):
-    """What is told of one step.
-
-    Attributes
-    ----------
-    hypergradient
-        The stochastic hypergradient h at the old ``lam``.
-    gradient_norm
-        Norm of ``(lam - P(lam - alpha h)) / alpha``; without a projection that of h.
-    samples
-        Rows drawn, batch evaluations times batch size; of ``upper_data`` none are counted.
-    """
-
-    hypergradient: Hypergradient
-    gradient_norm: Float[Array, ""]
-    samples: Int[Array, ""]
 
 
 @tree.record
@@ -150,7 +133,7 @@ class BSGM:
 
     def update(
         self, state: BSGMState, problem: Problem, lower_data: Tree, upper_data: Tree, *, error: bool = True
-    ) -> tuple[BSGMState, BSGMInfo]:
+    ) -> tuple[BSGMState, StepInfo]:
         """One step. After a failed hypergradient the state is the old one."""
         key, for_step, for_rates = jax.random.split(state.key, 3)
         method, matvecs = _with_counts(self, state.step), 0
@@ -165,7 +148,7 @@ class BSGM:
 
 
 @jax.jit
-def _move(algorithm: BSGM, state: BSGMState, key: Array, h: Hypergradient) -> tuple[BSGMState, BSGMInfo]:
+def _move(algorithm: BSGM, state: BSGMState, key: Array, h: Hypergradient) -> tuple[BSGMState, StepInfo]:
     """The step; a failed hypergradient moves nothing."""
     lam, mapped = projected_step(state.lam, h.grad, algorithm.step, algorithm.projection)
     w = state.w if algorithm.warm_start == "none" else h.w
@@ -173,8 +156,7 @@ def _move(algorithm: BSGM, state: BSGMState, key: Array, h: Hypergradient) -> tu
     failed = is_failure(h.status)
     lam, w, v = tree.where(failed, (state.lam, state.w, state.v), (lam, w, v))
     moved = BSGMState(lam, w, v, jnp.where(failed, state.key, key), state.step + ~failed, state.rates)
-    evaluations = h.lower.matvecs + h.adjoint.matvecs + h.error_info.matvecs
-    return moved, BSGMInfo(h, tree.norm(mapped), evaluations * (algorithm.method.sampler.batch_size or 1))
+    return moved, told(state.lam, h, tree.norm(mapped), samples=h.matvecs * (algorithm.method.sampler.batch_size or 1))
 
 
 def _unknown_rates(solver: Any, like: Tree) -> Rates | None:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from jaxtyping import Array, Float
 
 from bilevel import tree
+from bilevel.algorithms.step_info import StepInfo, told
 from bilevel.hypergradient import hypergradient
 from bilevel.methods.base import Hypergradient
 from bilevel.problems import Problem
@@ -24,14 +24,6 @@ class DescentState(NamedTuple):
     w: Tree
     v: Tree
     optimizer: Any
-
-
-class DescentInfo(NamedTuple):
-    """What is told of one step: the hypergradient at the old ``lam``, the norm of its projected gradient, samples."""
-
-    hypergradient: Hypergradient
-    gradient_norm: Float[Array, ""]
-    samples: int = 0
 
 
 @tree.record
@@ -73,7 +65,7 @@ class HypergradientDescent:
 
     def update(
         self, state: DescentState, problem: Problem, lower_data: Tree, upper_data: Tree, *, error: bool = True
-    ) -> tuple[DescentState, DescentInfo]:
+    ) -> tuple[DescentState, StepInfo]:
         """One step. After a failed hypergradient the state is the old one."""
         tol = 1e-2 if self.method is None and self.tol is None else self.tol
         h = hypergradient(
@@ -84,7 +76,7 @@ class HypergradientDescent:
 
 
 @jax.jit
-def _move(algorithm: HypergradientDescent, state: DescentState, h: Hypergradient) -> tuple[DescentState, DescentInfo]:
+def _move(algorithm: HypergradientDescent, state: DescentState, h: Hypergradient) -> tuple[DescentState, StepInfo]:
     """The step and the projected gradient; a failed hypergradient moves nothing."""
     updates, optimizer = algorithm.optimizer.update(h.grad, state.optimizer, state.lam)
     project = algorithm.projection or (lambda lam: lam)
@@ -92,4 +84,4 @@ def _move(algorithm: HypergradientDescent, state: DescentState, h: Hypergradient
     starts = (h.w, h.v) if algorithm.warm_start else (state.w, state.v)
     moved = tree.where(is_failure(h.status), state, DescentState(lam, *starts, optimizer))
     projected_gradient = tree.sub(state.lam, project(tree.sub(state.lam, h.grad)))
-    return moved, DescentInfo(h, tree.norm(h.grad if algorithm.projection is None else projected_gradient))
+    return moved, told(state.lam, h, tree.norm(h.grad if algorithm.projection is None else projected_gradient))

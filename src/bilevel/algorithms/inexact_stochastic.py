@@ -14,6 +14,7 @@ from bilevel import tree
 from bilevel.algorithms.certified import LOOSEST, Certified, certify_all, next_rtol, solver_of
 from bilevel.algorithms.projected import projected_step
 from bilevel.algorithms.settings import is_positive
+from bilevel.algorithms.step_info import StepInfo, told
 from bilevel.batch_axes import Axes, as_axes, count_rows, spread
 from bilevel.certificates.estimate import RESOLVED
 from bilevel.methods.aid import AID
@@ -51,20 +52,11 @@ class ISGDState(NamedTuple):
     step: Int[Array, ""]
 
 
-class ISGDInfo(NamedTuple):
-    """What is told of one step.
+class Minibatch(NamedTuple):
+    """What is told of the tasks of one step.
 
     Attributes
     ----------
-    hypergradient
-        The minibatch's: ``grad`` and ``value`` are means over its tasks, ``error`` and ``bound`` means of theirs, which
-        bound the distance of ``grad`` from the mean of the exact hypergradients; ``proved`` if all are. ``w`` and ``v``
-        hold all tasks, like ``w0``, those of the minibatch new. ``steps`` are the most that a task took, ``matvecs``
-        all.
-    gradient_norm
-        Norm of ``(lam - P(lam - alpha h)) / alpha``; without a projection that of h.
-    samples
-        Tasks drawn.
     tasks, errors, statuses
         Their numbers, the errors (bounds, where the problem has constants) and the status of each, shape
         (batch_size,).
@@ -74,9 +66,6 @@ class ISGDInfo(NamedTuple):
         How often the solves were run with another tolerance.
     """
 
-    hypergradient: Hypergradient
-    gradient_norm: Float[Array, ""]
-    samples: Any
     tasks: Int[Array, " b"]
     errors: Float[Array, " b"]
     statuses: Int[Array, " b"]
@@ -123,7 +112,12 @@ class ISGD:
 
     A task whose solves fail, or that cannot be certified within 12 rounds or before rounding ends it
     (``TOLERANCE_UNMET``), fails the step, and the state stays: to leave such tasks out would bias the mean unseen.
-    ``info.tasks`` and ``info.statuses`` tell which it is.
+    ``info.details`` tells which it is, by ``tasks`` and ``statuses``.
+
+    The hypergradient of a step is the minibatch's: ``grad`` and ``value`` are means over its tasks, ``error`` and
+    ``bound`` means of theirs, which bound the distance of ``grad`` from the mean of the exact hypergradients;
+    ``proved`` if all are. ``w`` and ``v`` hold all tasks, like ``w0``, those of the minibatch new. ``steps`` are the
+    most that a task took, ``matvecs`` all; ``samples`` are the tasks drawn.
 
     References
     ----------
@@ -171,14 +165,14 @@ class ISGD:
 
     def update(
         self, state: ISGDState, problem: Problem, lower_data: Tree, upper_data: Tree, *, error: bool = True
-    ) -> tuple[ISGDState, ISGDInfo]:
+    ) -> tuple[ISGDState, StepInfo]:
         """One step. After a failed hypergradient the state is the old one; the error is estimated whatever is asked."""
         del error
         return _update(self, state, problem, (lower_data, upper_data))
 
 
 @jax.jit
-def _update(algorithm: ISGD, state: ISGDState, problem: Problem, data: Tree) -> tuple[ISGDState, ISGDInfo]:
+def _update(algorithm: ISGD, state: ISGDState, problem: Problem, data: Tree) -> tuple[ISGDState, StepInfo]:
     """Draw tasks, solve them, take the step; a failed hypergradient moves nothing."""
     tolerance, alpha = algorithm.tolerance(state.step), algorithm.step(state.step)
     key, for_tasks = jax.random.split(state.key)
@@ -191,9 +185,8 @@ def _update(algorithm: ISGD, state: ISGDState, problem: Problem, data: Tree) -> 
     lam, mapped = projected_step(state.lam, h.grad, alpha, algorithm.projection)
     starts = (h.w, h.v) if algorithm.warm_start else (state.w, state.v)
     moved = ISGDState(lam, *starts, next_rtol(done, tolerance), key, state.step + 1)
-    info = ISGDInfo(
-        h, tree.norm(mapped), algorithm.batch_size, tasks, done.error, done.statuses, tolerance, done.rounds
-    )
+    minibatch = Minibatch(tasks, done.error, done.statuses, tolerance, done.rounds)
+    info = told(state.lam, h, tree.norm(mapped), samples=algorithm.batch_size, details=minibatch)
     return tree.where(is_failure(h.status), state, moved), info
 
 

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
+from bilevel.algorithms.step_info import StepInfo, told
 from bilevel.automatic.method import DENSE_MOST
 from bilevel.hypergradient import hypergradient
 from bilevel.lagrangian import Instance
@@ -74,26 +75,6 @@ class QuasiNewtonState(NamedTuple):
         return self.best.w
 
 
-class QuasiNewtonInfo(NamedTuple):
-    """What is told of one step.
-
-    Attributes
-    ----------
-    hypergradient, gradient_norm
-        The hypergradient at ``lam``, and its norm.
-    accepted
-        Whether ``lam`` is the best point so far.
-    ended
-        Whether nothing but rounding is left to gain: the next step promises no more, or steps were shortened too often.
-    """
-
-    hypergradient: Hypergradient
-    gradient_norm: Float[Array, ""]
-    accepted: Bool[Array, ""]
-    ended: Bool[Array, ""]
-    samples: int = 0
-
-
 @tree.record
 @dataclass(frozen=True)
 class QuasiNewton:
@@ -139,7 +120,7 @@ class QuasiNewton:
 
     def update(
         self, state: QuasiNewtonState, problem: Problem, lower_data: Tree, upper_data: Tree, *, error: bool = True
-    ) -> tuple[QuasiNewtonState, QuasiNewtonInfo]:
+    ) -> tuple[QuasiNewtonState, StepInfo]:
         """Look at ``state.lam`` and choose where to look next."""
         # A cold adjoint lets the automatic method factorize where that pays; beyond that size it never does.
         v0 = state.best.v if tree.size(state.best.v) > DENSE_MOST else None
@@ -157,7 +138,7 @@ def _lbfgs(algorithm: QuasiNewton) -> optax.GradientTransformation:
 @jax.jit
 def _move(
     algorithm: QuasiNewton, at: Instance, state: QuasiNewtonState, h: Hypergradient
-) -> tuple[QuasiNewtonState, QuasiNewtonInfo]:
+) -> tuple[QuasiNewtonState, StepInfo]:
     """Take the step to ``state.lam`` or not; the next one either way."""
     best = state.best
     found = Best(state.lam, h.w, h.v, at.value(h.w, h.v), h.grad)
@@ -174,7 +155,7 @@ def _move(
     tol = jnp.where(new.rejected == PATIENCE, jnp.maximum(state.tol / 10, LEAST_TOL), state.tol)
     promised = -tree.dot(new.best.grad, tree.sub(new.lam, new.best.lam))
     ended = (new.rejected >= MOST_REJECTIONS) | (promised <= tree.eps(found.value) * jnp.abs(new.best.value))
-    info = QuasiNewtonInfo(h, tree.norm(h.grad), accepted, ended)
+    info = told(state.lam, h, tree.norm(h.grad), accepted=accepted, ended=ended)
     return new._replace(tol=tol, tried=state.tried + 1), info
 
 

@@ -69,6 +69,11 @@ class Hypergradient:
         return jnp.where(self.error == 0, 0.0, self.error / jnp.where(size > 0, size, 0.0))
 
     @property
+    def matvecs(self) -> Int[Array, ""]:
+        """What all of it has cost: lower level, adjoint and error estimate."""
+        return self.lower.matvecs + self.adjoint.matvecs + self.error_info.matvecs
+
+    @property
     def failed(self) -> Bool[Array, ""]:
         """Whether the status is a failure."""
         return is_failure(self.status)

@@ -12,6 +12,7 @@ from bilevel import tree
 from bilevel.comparison.attempt import attempt
 from bilevel.driver.results import OptimizeResult, Record
 from bilevel.experiments.lines import Line, facts
+from bilevel.methods.sid import is_stochastic
 from bilevel.optimize import optimize
 from bilevel.racing.settings import Entrant
 from bilevel.racing.task import Task
@@ -140,16 +141,18 @@ def _run(task: Task, algorithm: Any, budget: Budget, seed: int) -> tuple[list[Po
             return points, result
 
 
-def _search(task: Task, algorithm: Any, budget: Budget, _seed: int) -> tuple[list[Point], OptimizeResult]:
-    """A run along hypergradients from all data, with an evaluation after each.
+def _search(task: Task, algorithm: Any, budget: Budget, seed: int) -> tuple[list[Point], OptimizeResult]:
+    """A run of an algorithm that searches, with an evaluation after each of its steps.
 
-    It may come to an end of its own. Products with all lower-level rows count as so many samples. Which programs it
-    needs shows on the way: a first run compiles them, the second counts.
+    It may come to an end of its own. Where it draws no rows, products with all of them count as so many. Which programs
+    it needs shows on the way: a first run compiles them, the second counts.
     """
 
     def samples(records: list[Record]) -> np.ndarray:
-        matvecs = np.array([record.matvecs for record in records])
-        return np.cumsum(matvecs * task.rows[0] + task.rows[1])
+        drawn = [record.samples or record.matvecs * task.rows[0] + task.rows[1] for record in records]
+        return np.cumsum(drawn)
+
+    key = jax.random.key(seed) if is_stochastic(algorithm) else None
 
     def run() -> OptimizeResult:
         seen = []
@@ -160,7 +163,7 @@ def _search(task: Task, algorithm: Any, budget: Budget, _seed: int) -> tuple[lis
 
         return optimize(
             task.problem, task.lam0, task.w0, algorithm=algorithm, lower_data=task.lower_data,
-            upper_data=task.upper_data, steps=FOREVER, evaluate=task.metric, callback=enough,
+            upper_data=task.upper_data, steps=FOREVER, evaluate=task.metric, callback=enough, key=key,
         )  # fmt: skip
 
     run()

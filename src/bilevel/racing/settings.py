@@ -18,6 +18,7 @@ from bilevel.algorithms import (
     SUSTAIN,
     TTSA,
     VRBO,
+    AdaptiveSOBA,
     AmIGO,
     BiSLS,
     BiSPS,
@@ -39,10 +40,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "inner loops": {"AmIGO": AmIGO, "ALSET": ALSET, "BSA": BSA, "StocBiO": StocBiO},
     "momentum, and two time scales": {"TTSA": TTSA, "SUSTAIN": SUSTAIN, "MSTSA": MSTSA, "MRBO": MRBO, "VRBO": VRBO},
     "first order, or adaptive steps": {"F2SA": F2SA, "BOME": BOME, "PZOBO": PZOBO, "BiSPS": BiSPS, "BiSLS": BiSLS},
-    "deterministic, along certified hypergradients": {"QuasiNewton": QuasiNewton},
+    "steps of their own": {"AdaptiveSOBA": AdaptiveSOBA, "QuasiNewton": QuasiNewton},
 }
 ALGORITHMS = {name: algorithm for family in FAMILIES.values() for name, algorithm in family.items()}
-SET_THEIR_OWN = ("QuasiNewton",)
+SET_THEIR_OWN = tuple(FAMILIES["steps of their own"])
 NEED_NEUMANN_STEP = ("BiSPS", "BiSLS")
 
 
@@ -74,7 +75,8 @@ def choose(names: list[str] | None) -> list[str]:
 def entrant(name: str, task: Task, step: float | None = None, ratio: float | None = None) -> Entrant:
     """An algorithm with the settings of a task, its steps perhaps given."""
     if name in SET_THEIR_OWN:
-        return Entrant(name, ALGORITHMS[name](), None, "own")
+        algorithm = QuasiNewton() if name == "QuasiNewton" else AdaptiveSOBA(*task.samplers)
+        return Entrant(name, algorithm, None, "own")
     published, ours = PUBLISHED.get(task.name, {}), OURS.get(task.name, {})
     setting = published.get(name) or ours.get(name) or DEFAULT
     origin = "published" if name in published else "ours" if name in ours else "default"
