@@ -52,12 +52,14 @@ def optimize(
     lam0, w0
         Starting hyperparameters and lower-level start, pytrees of floating arrays.
     algorithm
-        Default :class:`~bilevel.algorithms.quasi_newton.QuasiNewton`, which sets its own steps; else
+        Default: one that sets its own steps. With a random ``key`` that is
+        :class:`~bilevel.algorithms.adaptive_soba.AdaptiveSOBA` on batches of 64 rows along the first axis of all leaves
+        of the data; without one :class:`~bilevel.algorithms.quasi_newton.QuasiNewton` on all data. Else
         ``bl.algorithms.HypergradientDescent(optax.adam(0.1))``, ``bl.algorithms.SABA(bl.Sampler(64), 0.1, 0.1)`` or
         another one of :mod:`bilevel.algorithms`.
     steps, samples
-        Upper-level steps at most, and rows drawn at most, of this call; at least one of the two. Rows are counted by
-        algorithms whose steps need no hypergradient, only.
+        Upper-level steps at most, and rows after which it ends, of this call; at least one of the two. Rows are counted
+        by algorithms whose steps need no hypergradient, and by ``AdaptiveSOBA``, whose steps are whole stretches.
     lower_data, upper_data
         Data of the two levels.
     key

@@ -156,14 +156,15 @@ def test_what_runs_unasked():
     with_key = bl.optimize(*start, steps=0, key=jax.random.key(0), **given)
     assert with_key.history.samples[0] > 0
     assert bl.optimize(*start, steps=0, **given).history.samples[0] == 0
-    for key, sentence in ((None, "QuasiNewton may run: give steps=.$"), (jax.random.key(0), "steps= or samples=.$")):
-        with pytest.raises(ProblemError, match=sentence):
-            bl.optimize(*start, key=key, **given)
+    with pytest.raises(ProblemError, match=r"QuasiNewton may run: give steps=\.$"):
+        bl.optimize(*start, **given)
+    with pytest.raises(ProblemError, match=r"AdaptiveSOBA may run: give steps= or samples=\.$"):
+        bl.optimize(*start, key=jax.random.key(0), **given)
     with pytest.raises(ProblemError, match="QuasiNewton counts steps, not samples"):
         bl.optimize(*start, samples=10, **given)
     with pytest.raises(ProblemError, match="QuasiNewton takes no random key"):
         bl.optimize(*start, steps=1, key=jax.random.key(0), algorithm=QuasiNewton(), **given)
     with pytest.raises(ProblemError, match="AdaptiveSOBA draws random samples: give key="):
         bl.optimize(*start, steps=1, algorithm=AdaptiveSOBA(BATCH), **given)
-    with pytest.raises(ProblemError, match="sampler of AdaptiveSOBA must be bl.Sampler"):
+    with pytest.raises(ProblemError, match=r"sampler of AdaptiveSOBA must be bl\.Sampler"):
         bl.optimize(*start, steps=1, algorithm=AdaptiveSOBA(8), key=jax.random.key(0), **given)

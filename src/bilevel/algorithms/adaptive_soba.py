@@ -194,12 +194,5 @@ def _search(
 ) -> tuple[AdaptiveState, StepInfo]:
     """A step of the search."""
     new, info = QuasiNewton().update(search, oracles.problem, oracles.lower_data, oracles.upper_data, error=error)
-    lower, upper = (
-        sampler.check(data)
-        for sampler, data in (
-            (oracles.lower_sampler, oracles.lower_data),
-            (oracles.upper_sampler, oracles.upper_data),
-        )
-    )
-    samples = info.matvecs * lower + upper
-    return state._replace(search=new), info._replace(samples=samples)
+    lower, upper = oracles.rows_by_level()
+    return state._replace(search=new), info._replace(samples=info.matvecs * lower + upper)

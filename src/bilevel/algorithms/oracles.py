@@ -111,9 +111,13 @@ class Oracles(NamedTuple):
         upper = self.upper_sampler.rows_drawn(self.upper_data, streams.upper)
         return lower + upper + streams.others
 
+    def rows_by_level(self) -> tuple[int, int]:
+        """Rows of the lower and of the upper level."""
+        return self.lower_sampler.check(self.lower_data), self.upper_sampler.check(self.upper_data)
+
     def rows(self) -> int:
         """Rows of both levels together: the cost of a pass over all data."""
-        return self.lower_sampler.check(self.lower_data) + self.upper_sampler.check(self.upper_data)
+        return sum(self.rows_by_level())
 
     def residual(self, w: Tree, lam: Tree, batch: Tree) -> Tree:
         """``F(w, lam)`` on a batch: the gradient of the lower-level loss."""
