@@ -144,7 +144,7 @@ class AdaptiveSOBA:
         step = state.safety / state.curvature if state.curvature > 0 else 0.0
         point, streams = stretch(oracles, state.best.point, streams, step, state.outer_step, steps)
         seen, streams = look(oracles, point, streams)
-        kept = bool(seen.lagrangian < state.best.lagrangian)
+        kept = math.isfinite(seen.lagrangian) and bool(seen.lagrangian < state.best.lagrangian)
         state = _judged(state._replace(streams=streams), seen, kept, steps)
         samples = oracles.samples(streams) - drawn
         return state, StepInfo(point.lam, point.w, seen.value, None, jnp.nan, samples=samples, accepted=kept)
