@@ -99,21 +99,23 @@ def test_the_scale_of_the_objectives_does_not_matter(level):
 
 
 def test_stretches_that_did_not_help_are_undone():
-    """The result is the best of all points seen, by the Lagrangian; the steps grow and shrink as said."""
+    """Where lam moved the Lagrangian has fallen; what was undone is looked at again, with lam at rest."""
     algorithm, seen = AdaptiveSOBA(BATCH), []
     state = algorithm.init(quadratic.LAM0, quadratic.W0, jax.random.key(0))
     while state.search is None:
         before = state
         state, info = algorithm.update(before, quadratic.PROBLEM, quadratic.LOWER, quadratic.UPPER)
-        seen.append((bool(info.accepted), float(before.best.lagrangian), float(state.best.lagrangian)))
+        seen.append(bool(info.accepted))
         if info.accepted:
             np.testing.assert_array_equal(quadratic.flat(state.lam), quadratic.flat(info.lam))
+            moved = np.any(quadratic.flat(state.lam) != quadratic.flat(before.lam))
+            assert moved == (not before.rest)
+            assert before.rest or state.best.lagrangian < before.best.lagrangian
         else:
             assert state.best is before.best
+            assert state.rest
             assert state.outer_step == before.outer_step / 8
-    kept = [new for accepted, _, new in seen if accepted]
-    assert all(np.diff(kept) < 0)
-    assert not all(accepted for accepted, _, _ in seen)  # noise ends it
+    assert not all(seen)  # noise ends it
     np.testing.assert_array_equal(quadratic.flat(state.search.lam), quadratic.flat(state.best.point.lam))
 
 

@@ -30,7 +30,7 @@ SAFER = 0.7  # by which the other step shrinks after one that left the finite nu
 FADING = 0.7  # what is left of a curvature seen one stretch ago
 SHARE = 1 / 8  # of the products of a stretch that may be spent on its curvature
 LITTLE = 1e-3  # of all descent so far: less is little
-PATIENCE = 3  # stretches in a row that were of little use, after which the search begins
+PATIENCE = 3  # stretches in a row that brought or promised little, after which the search begins
 
 
 class AdaptiveState(NamedTuple):
@@ -46,8 +46,10 @@ class AdaptiveState(NamedTuple):
         Step of lam in the next stretch.
     curvature, safety
         Of A, the largest seen, fading; the step of w and v is ``safety / curvature``.
+    rest
+        Whether lam rests in the next stretch.
     strikes
-        Stretches in a row that were of little use.
+        Stretches in a row that brought or promised little.
     tried
         Stretches so far.
     key, streams
@@ -61,6 +63,7 @@ class AdaptiveState(NamedTuple):
     outer_step: float
     curvature: float
     safety: float
+    rest: bool
     strikes: int
     tried: int
     key: Array
@@ -94,7 +97,8 @@ class AdaptiveSOBA:
     -----
     A stretch is two epochs of SOBA, at least 100 steps, whose lengths fall to zero linearly. Then the Lagrangian
     ``U - <v, F>`` is looked at with all data, as w and v have caught up with lam: where it has fallen the stretch is
-    kept and the step of lam grows fourfold; else the stretch is undone, and the step shrinks. That of w and v is the
+    kept and the step of lam grows fourfold; else it is undone, the step shrinks, and lam rests for a stretch that finds
+    the Lagrangian there anew: it may have been too low, as w and v had not quite caught up. The step of w and v is the
     inverse of the largest norm of ``A`` on a few batches, seen anew before every stretch, for it changes with lam. The
     first stretch does not move lam. By the slopes seen before it, the second changes no component by more than a
     quarter of ``max(1, |lam|)``, the others none by more than four times that length.
@@ -125,7 +129,7 @@ class AdaptiveSOBA:
         lam0, w0 = tree.strong((lam0, w0))
         nowhere = jnp.asarray(jnp.inf, tree.dtype(w0))
         start = Seen(Point(w0, tree.zeros_like(w0), lam0), nowhere, nowhere, nowhere, nowhere)
-        return AdaptiveState(start, math.inf, 0.0, 0.0, 1.0, 0, 0, key, None, None)
+        return AdaptiveState(start, math.inf, 0.0, 0.0, 1.0, True, 0, 0, key, None, None)
 
     def update(
         self, state: AdaptiveState, problem: Problem, lower_data: Tree, upper_data: Tree, *, error: bool = True
@@ -142,9 +146,10 @@ class AdaptiveSOBA:
         norm, streams = curvature(oracles, state.best.point, streams, for_curvature, batches)
         state = state._replace(curvature=max(FADING * state.curvature, float(norm)))
         step = state.safety / state.curvature if state.curvature > 0 else 0.0
-        point, streams = stretch(oracles, state.best.point, streams, step, state.outer_step, steps)
+        outer_step = 0.0 if state.rest else state.outer_step
+        point, streams = stretch(oracles, state.best.point, streams, step, outer_step, steps)
         seen, streams = look(oracles, point, streams)
-        kept = math.isfinite(seen.lagrangian) and bool(seen.lagrangian < state.best.lagrangian)
+        kept = math.isfinite(seen.lagrangian) and (state.rest or bool(seen.lagrangian < state.best.lagrangian))
         state = _judged(state._replace(streams=streams), seen, kept, steps)
         samples = oracles.samples(streams) - drawn
         return state, StepInfo(point.lam, point.w, seen.value, None, jnp.nan, samples=samples, accepted=kept)
@@ -158,19 +163,22 @@ def _steps(oracles: Oracles) -> int:
 
 def _judged(state: AdaptiveState, seen: Seen, kept: bool, steps: int) -> AdaptiveState:
     """The state after a stretch to ``seen``, kept or not, with the steps of the next."""
-    useful = kept
+    best, gain, finite = state.best, math.inf, math.isfinite(seen.lagrangian)
     if kept and math.isinf(state.first):
         state = state._replace(first=float(seen.lagrangian), outer_step=_step_for(FIRST_CHANGE, seen, steps))
-    elif kept:
+    elif kept and not state.rest:
+        gain = float(best.lagrangian - seen.lagrangian)
         outer_step = min(GROWTH * state.outer_step, _step_for(LARGEST_CHANGE, seen, steps))
-        gain = min(float(state.best.lagrangian - seen.lagrangian), outer_step * steps / 2 * float(seen.slope) ** 2)
-        useful = gain >= LITTLE * (state.first - float(seen.lagrangian))
         state = state._replace(outer_step=outer_step, safety=min(1.0, state.safety / SAFER))
-    else:
-        safety = state.safety if math.isfinite(seen.lagrangian) else SAFER * state.safety
+    elif not kept:
+        safety = state.safety if finite else SAFER * state.safety
         state = state._replace(outer_step=state.outer_step / CUT, safety=safety)
-    best = seen if kept else state.best
-    state = state._replace(best=best, strikes=0 if useful else state.strikes + 1, tried=state.tried + 1)
+    best = seen if kept else best
+    promised = state.outer_step * steps / 2 * float(best.slope) ** 2
+    little = not min(gain, promised) >= LITTLE * (state.first - float(best.lagrangian))
+    state = state._replace(
+        best=best, strikes=state.strikes + 1 if little else 0, tried=state.tried + 1, rest=finite and not kept
+    )
     return state._replace(search=_begin_search(best.point)) if state.strikes == PATIENCE else state
 
 

@@ -145,7 +145,7 @@ def _search(task: Task, algorithm: Any, budget: Budget, seed: int) -> tuple[list
     """A run of an algorithm that searches, with an evaluation after each of its steps.
 
     It may come to an end of its own. Where it draws no rows, products with all of them count as so many. Which programs
-    it needs shows on the way: a first run compiles them, the second counts.
+    it needs shows on the way: runs compile them, until one gets no further than that before it. The last one counts.
     """
 
     def samples(records: list[Record]) -> np.ndarray:
@@ -166,8 +166,9 @@ def _search(task: Task, algorithm: Any, budget: Budget, seed: int) -> tuple[list
             upper_data=task.upper_data, steps=FOREVER, evaluate=task.metric, callback=enough, key=key,
         )  # fmt: skip
 
-    run()
-    result = run()
+    result, reached = run(), 0
+    while len(result.history) > reached:
+        reached, result = len(result.history), run()
     records = result.history.records
     begin = Point(0, 0, 0.0, task.metric(task.w0, task.lam0), records[0].value)
     metrics = [math.nan if record.metrics is None else record.metrics for record in records]
