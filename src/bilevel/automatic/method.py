@@ -10,20 +10,12 @@ from jaxtyping import Array
 
 from bilevel import tree
 from bilevel.automatic.passes import Passes, advance, finish, first_state
+from bilevel.automatic.rounds import FEW_ROUNDS, Arrival, Price, arrive, arrive_from_afar, factorize_here, left, price
 from bilevel.automatic.single import Aids, in_single
-from bilevel.automatic.start import (
-    BLOCK,
-    Wish,
-    approach,
-    continued,
-    factorize_at,
-    lower_rtol,
-    solve_densely,
-    solve_lower,
-    start,
-)
+from bilevel.automatic.start import Wish, lower_rtol, solve_densely, solve_lower, start
 from bilevel.lagrangian import Instance
-from bilevel.methods.base import Hypergradient
+from bilevel.linear.factorized import Factorized
+from bilevel.methods.base import Hypergradient, nothing_done
 from bilevel.problems import Problem, validate
 from bilevel.solvers.base import scale
 from bilevel.status import SolveInfo, Status
@@ -31,8 +23,6 @@ from bilevel.status import SolveInfo, Status
 Tree = Any
 
 DENSE = 300  # systems up to this size are always factorized
-DENSE_MOST = 3000  # systems up to this size are factorized where products by the dozen have not been enough
-NEAR = (Status.OK, Status.NO_DESCENT)  # how L-BFGS in single precision ends, the second where rounding stops it
 TIGHTEST = 0.75  # relative step of the lower-level solver in a second attempt, in powers of eps
 
 
@@ -48,14 +38,16 @@ class Automatic:
     atol
         Absolute accuracy; default ``tol * sqrt(eps) * scale``, see :class:`~bilevel.methods.base.Hypergradient`.
     max_matvecs
-        Stop with ``TOLERANCE_UNMET`` when so many have been spent; default no limit.
+        Budget of everything: lower level, adjoint, probe and error estimate, give or take a few for what surrounds the
+        solves. Where it is spent first the status is ``TOLERANCE_UNMET``. Default no limit.
 
     Notes
     -----
     Up to 300 unknowns the dense ``A`` is factorized, by n products in one block, and preconditions all that follows.
-    Larger problems begin with L-BFGS where they are minimizations, and up to 3000 unknowns the factorization comes
-    once the products spent are taken to be as expensive as that. Warm starts of larger problems (``v0`` given) leave
-    both out, a budget all of it.
+    Larger problems begin with L-BFGS where they are minimizations, warm starts (``v0`` given) with Newton's method. Up
+    to 3000 unknowns a factorization comes, called eagerly, once the products since the last one are taken to have cost
+    as much as that (:mod:`bilevel.automatic.rounds`). A budget allows those that leave as many products over as they
+    take, inside transformations none, and no second attempt.
 
     Called eagerly on a minimization in float64, up to 300 unknowns go to the solution by secant steps with it
     (:mod:`bilevel.automatic.secant`), and by Newton's method where those do not arrive. The factorization, and for
@@ -99,16 +91,17 @@ class Automatic:
         """The same, steered from the host: what few problems need is compiled apart, and only where it is needed."""
         at = Instance(problem, lam, lower_data, upper_data)
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
-        small = self._small(w0)
-        large = v0 is None and self.max_matvecs is None and not small
-        h = _large(wish, at, w0) if large else _complete(wish, at, w0, v0, dense=small)
+        n = tree.size(w0)
+        h = _complete(wish, at, w0, v0, dense=2 * n <= left(wish, 0)) if n <= DENSE else _large(wish, at, w0, v0)
         if not _may_be_mended(h) or self.max_matvecs is not None:
             return h
         tight = wish._replace(lower_rtol=tree.eps(w0) ** TIGHTEST)
         # From where the first attempt ended, with steps relative to that, but not from a saddle.
         near_solution = Status(int(h.status)) in (Status.SINGULAR, Status.TOLERANCE_UNMET) and tree.all_finite(h.w)
-        again = _complete(tight, at, h.w if near_solution else w0, None, dense=tree.size(w0) <= DENSE_MOST, double=True)
-        return _together(h, again)
+        begin = h.w if near_solution else w0
+        again = _complete(tight, at, begin, None, dense=True, double=True) if n <= DENSE else _again(tight, at, begin)
+        # One that did not even solve the lower level says less than the first.
+        return _together(again, h) if int(again.lower.status) == Status.MAX_STEPS else _together(h, again)
 
     def _small(self, w0: Tree) -> bool:
         return self.max_matvecs is None and tree.size(w0) <= DENSE
@@ -121,9 +114,9 @@ def _begin(
     validate(at.problem, at.lam, w0, at.lower_data, at.upper_data)
     rtol = lower_rtol(wish, w0)
     if dense:
-        w, lower, near = solve_densely(at, w0, rtol, single)
+        w, lower, near = solve_densely(wish, at, w0, rtol, single)
     else:
-        (w, lower), near = solve_lower(at, w0, rtol), None
+        (w, lower), near = solve_lower(at, w0, rtol, most=wish.max_matvecs), None
     aids = Aids(near)
     return _started(wish, at, w0, v0, w, lower, aids), aids
 
@@ -147,55 +140,77 @@ def _first(wish, at, w0, v0, *, dense, double=False):
 
 
 @jax.jit
-def _first_from(wish, at, w0, w, lower, aids):
+def _first_from(wish, at, w0, v0, w, lower, aids):
     """The same from a solution of the lower level."""
-    return _judged_once(wish, at, aids, _started(wish, at, w0, None, w, lower, aids))
+    return _judged_once(wish, at, aids, _started(wish, at, w0, v0, w, lower, aids))
 
 
 def _complete(
     wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool, double: bool = False
 ) -> Hypergradient:
     state, h, aids = _first(wish, at, w0, v0, dense=dense, double=double)
-    return _rest(wish, at, aids, state, h)
+    while state.running:
+        state = _advance(wish, at, aids, state)
+        h = None
+    return _finish(wish, at, state, name=_name(aids)) if h is None else h
 
 
-def _large(wish: Wish, at: Instance, w0: Tree) -> Hypergradient:
-    """In single precision, as far as that goes, and where it does not lead to an answer in double."""
-    single = _in_single(at, w0)
-    h = _attempt(wish, at, w0, single)
-    if single is None or Status(int(h.status)) == Status.OK:
+def _large(wish: Wish, at: Instance, w0: Tree, v0: Tree | None) -> Hypergradient:
+    """Cold starts in single precision, as far as that goes, and where it does not lead to an answer in double."""
+    single = _in_single(at, w0) if v0 is None else None
+    h = _attempt(wish, at, w0, v0, single)
+    rest = left(wish, h.matvecs)
+    if single is None or Status(int(h.status)) == Status.OK or rest == 0:
         return h
-    return _together(h, _attempt(wish, at, w0, None))
+    return _together(
+        h, _attempt(wish if wish.max_matvecs is None else wish._replace(max_matvecs=rest), at, w0, v0, None)
+    )
 
 
-def _attempt(wish: Wish, at: Instance, w0: Tree, single: Instance | None) -> Hypergradient:
-    """A first-order solver begins; a factorization comes if it has not ended when its products cost as much."""
-    n, rtol = tree.size(w0), lower_rtol(wish, w0)
-    affordable = n <= DENSE_MOST
-    w, lower = _approach(at, w0, rtol, single, steps=n // BLOCK if affordable else None)
-    aids = Aids(None, single)
-    if int(lower.status) not in (NEAR if single is not None else (Status.OK,)):
-        if affordable and int(lower.matvecs) * BLOCK >= n:
-            aids, lower = Aids(_factorize(at, w, single)), lower.plus(n)
-        w, rest = _solve(at, w, rtol, aids.near)
-        lower = continued(lower, rest)
-    state, h = _first_from(wish, at, w0, w, lower, aids)
-    return _rest(wish, at, aids, state, h)
+def _attempt(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, single: Instance | None) -> Hypergradient:
+    """Without a factorization as long as that costs less."""
+    cost = price(w0)
+    if v0 is None:
+        found = arrive_from_afar(wish, at, w0, single, cost)
+    else:
+        found = arrive(wish, at, w0, single, cost, nothing_done(w0))
+    return _from_solution(wish, at, w0, v0, single, cost, found)
 
 
-def _rest(wish: Wish, at: Instance, aids: Aids, state: Passes, h: Hypergradient) -> Hypergradient:
-    """Further passes, where the first judgment was not the last."""
+def _again(wish: Wish, at: Instance, w0: Tree) -> Hypergradient:
+    """A second attempt, that has a factorization at once where there may be one."""
+    cost, nothing = price(w0), nothing_done(w0)
+    if cost.fits(left(wish, 0)):
+        near = factorize_here(at, w0, None)
+        found = arrive(wish, at, w0, None, cost, nothing.plus(cost.products), near, FEW_ROUNDS)
+    else:
+        found = arrive(wish, at, w0, None, cost, nothing)
+    return _from_solution(wish, at, w0, None, None, cost, found)
+
+
+def _from_solution(
+    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, single: Instance | None, cost: Price, found: Arrival
+) -> Hypergradient:
+    """The passes from a solution of the lower level, with a factorization at each that follows products as costly."""
+    spent = found.lower.matvecs
+    aids = _aids(wish, single, cost, found.near, spent)
+    state, h = _first_from(wish, at, w0, v0, found.w, found.lower, aids)
     if not state.running:
         return h
+    since = 0 if aids.near is None else spent  # the last factorization, or the beginning
     while state.running:
+        spent = state.lower.matvecs + state.adjoint.matvecs + state.probe.matvecs
+        if aids.most is not None and cost.due(aids.near, spent - since, left(wish, spent)):
+            state, since = state._replace(lower=state.lower.plus(cost.products)), spent + cost.products
+            aids = _aids(wish, single, cost, factorize_here(at, state.w, single), since)
         state = _advance(wish, at, aids, state)
     return _finish(wish, at, state, name=_name(aids))
 
 
-@partial(jax.jit, static_argnames="steps")
-def _approach(at, w0, rtol, single, *, steps):
-    validate(at.problem, at.lam, w0, at.lower_data, at.upper_data)
-    return approach(at, w0, rtol, steps, single)
+def _aids(wish: Wish, single: Instance | None, cost: Price, near: Factorized | None, spent: Any) -> Aids:
+    """What helps the passes; their solves are cut short where another factorization is to be had that would help."""
+    most = cost.worth(near) if cost.fits(left(wish, spent)) and (near is None or near.regular) else None
+    return Aids(near, single if near is None else None, most)
 
 
 def _may_be_mended(h: Hypergradient) -> bool:
@@ -205,7 +220,7 @@ def _may_be_mended(h: Hypergradient) -> bool:
 
 
 def _together(first: Hypergradient, again: Hypergradient) -> Hypergradient:
-    """The second attempt, with what the first has cost."""
+    """``again``, one attempt, with what the other has cost."""
     spent = {
         name: getattr(again, name).plus(getattr(first, name).matvecs) for name in ("lower", "adjoint", "error_info")
     }
@@ -217,7 +232,5 @@ def _name(aids: Aids) -> str:
 
 
 _in_single = jax.jit(in_single)
-_solve = jax.jit(solve_lower)
-_factorize = jax.jit(factorize_at)
 _advance = jax.jit(advance)
 _finish = jax.jit(finish, static_argnames="name")

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
 from bilevel.automatic.single import Aids
-from bilevel.automatic.start import Start, Wish, model_holds, serious
+from bilevel.automatic.start import Start, Wish, budget_left, model_holds, serious
 from bilevel.certificates.aposteriori import certify
 from bilevel.lagrangian import Correction, Instance, correct, gradient
 from bilevel.methods.base import Hypergradient, accepts, conclude, nothing_done
@@ -64,7 +64,8 @@ def advance(wish: Wish, at: Instance, aids: Aids, s: Passes) -> Passes:
     the error estimate cost.
     """
     result = gradient(at, s.w, s.v)
-    step = correct(at, s.w, s.v, aids.solver(s.w))
+    left = budget_left(wish, s.lower.matvecs + s.adjoint.matvecs + s.probe.matvecs)
+    step = correct(at, s.w, s.v, aids.limited_solver(s.w, left))
     # Solves may leave residuals of exactly zero; w and the terms of the gradient are rounded nevertheless.
     rounding = tree.eps(result.grad) * (ROUNDING + s.growth) * result.scale
     error = jnp.maximum(tree.norm(step.change), rounding)
@@ -76,7 +77,7 @@ def advance(wish: Wish, at: Instance, aids: Aids, s: Passes) -> Passes:
     enough = (solved.status == Status.OK) & accepted & trusted
     stalls = jnp.where(error > 0.5 * s.error, s.stalls + 1, 0)
     lower, adjoint = s.lower.then(step.lower), s.adjoint.then(step.adjoint)
-    within = True if wish.max_matvecs is None else lower.matvecs + adjoint.matvecs < wish.max_matvecs
+    within = True if left is None else step.lower.matvecs + step.adjoint.matvecs < left
     promising = (stalls < 3) & (s.passes + 1 < MAX_PASSES) & jnp.isfinite(error)
     go_on = ~enough & ~failed & within & promising
     judged = s._replace(

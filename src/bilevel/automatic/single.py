@@ -6,6 +6,7 @@ residual by which a result is judged is in float64.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,12 +36,27 @@ class Aids(NamedTuple):
 
     near: Factorized | None = None  # a factorization near A
     single: Instance | None = None  # the problem in single precision
+    most: Any = None  # products of a solve in a pass: a factorization would cost less than more of them
 
     def solver(self, w: Tree) -> Callable[..., tuple[Tree, SolveInfo]]:
         """``solve(A, b, rtol, steps)`` as :func:`~bilevel.certificates.estimate.loose_solve`, A being that at w."""
         if self.near is not None or self.single is None:
             return partial(loose_solve, preconditioner=self.near)
         return partial(refined_solve, linearized(self.single, w))
+
+    def limited_solver(self, w: Tree, left: Any) -> Callable[..., tuple[Tree, SolveInfo]]:
+        """The same for two solves that share what is ``left`` of a budget; what is cut short is not ``OK``."""
+        solve, limits = self.solver(w), [x for x in (self.most, left if left is None else left // 2) if x is not None]
+        if not limits:
+            return solve
+        steps = limits[0] if len(limits) == 1 else jnp.minimum(*limits)
+
+        def limited(A: LinearOperator, b: Tree) -> tuple[Tree, SolveInfo]:
+            x, info = solve(A, b, steps=steps)
+            cut = (info.status == Status.OK) & (info.steps >= steps)
+            return x, replace(info, status=jnp.where(cut, code(Status.MAX_STEPS), info.status))
+
+        return limited
 
 
 def in_single(at: Instance, w: Tree) -> Instance | None:
@@ -86,8 +102,8 @@ def refined_solve(
 ) -> tuple[Tree, SolveInfo]:
     """``A x = b`` by CG in single precision, refined with residuals in double (Higham 2002, Chapter 12).
 
-    Tolerance and ``settle`` as in :class:`~bilevel.linear.cg.CG`. Status ``STAGNATED`` where refinement does not
-    help: A is too ill-conditioned for single precision.
+    Tolerance and ``settle`` as in :class:`~bilevel.linear.cg.CG`; ``steps`` are those of all refinements. Status
+    ``STAGNATED`` where refinement does not help: A is too ill-conditioned for single precision.
     """
     most = 10 * tree.size(b) + 100 if steps is None else steps
     target = rtol * tree.norm(b)
@@ -95,7 +111,7 @@ def refined_solve(
     def refine(s: _Run) -> _Run:
         unit = divisor(s.residual_norm)
         wanted = jnp.maximum(MARGIN * target / unit, FINEST).astype(jnp.float32)
-        run = run_cg(single, narrowed(tree.scale(1 / unit, s.r)), lambda r: r, wanted, settle, most)
+        run = run_cg(single, narrowed(tree.scale(1 / unit, s.r)), lambda r: r, wanted, settle, most - s.steps)
         x = tree.axpy(unit, widened(run.x, b), s.x)
         r = tree.sub(b, A.mv(x))
         norm = tree.norm(r)

@@ -71,13 +71,18 @@ def lower_rtol(wish: Wish, w0: Tree) -> Float[Array, ""]:
     return jnp.minimum(jnp.clip(root, tree.eps(w0) ** 0.75, 0.03), wish.lower_rtol)
 
 
-def solve_lower(at: Instance, w0: Tree, rtol: Any, near: Factorized | None = None) -> tuple[Tree, SolveInfo]:
+def solve_lower(
+    at: Instance, w0: Tree, rtol: Any, near: Factorized | None = None, most: Any = None
+) -> tuple[Tree, SolveInfo]:
     """Solution of the lower level by its default solver, preconditioned by a factorization near it."""
-    return default_solver(at.problem.lower, near)(at.problem.lower, at.lam, w0, at.lower_data, rtol=rtol)
+    solver = default_solver(at.problem.lower, near, max_matvecs=most)
+    return solver(at.problem.lower, at.lam, w0, at.lower_data, rtol=rtol)
 
 
-def approach(at: Instance, w0: Tree, rtol: Any, steps: int | None, single: Instance | None) -> tuple[Tree, SolveInfo]:
-    """The same by at most so many steps of L-BFGS, which needs fewer products than Newton's method on the way.
+def approach(
+    at: Instance, w0: Tree, rtol: Any, steps: Any, most: Any, single: Instance | None
+) -> tuple[Tree, SolveInfo]:
+    """The same by so many steps of L-BFGS, which needs fewer products than Newton's method on the way.
 
     It does not leave saddles and stops where rounding hides the descent, in single precision where there is that;
     ``w0`` comes back from overflow. Fixed points and roots have no such solver: a few Newton steps.
@@ -87,10 +92,11 @@ def approach(at: Instance, w0: Tree, rtol: Any, steps: int | None, single: Insta
         lam, data, begin = (
             (at.lam, at.lower_data, w0) if single is None else (single.lam, single.lower_data, narrowed(w0))
         )
-        w, info = LBFGS()(lower, lam, begin, data, rtol=SHORT * rtol, steps=steps)
+        w, info = LBFGS(max_matvecs=most)(lower, lam, begin, data, rtol=SHORT * rtol, steps=steps)
         w, info = widened(w, w0), replace(info, residual_norm=info.residual_norm.astype(tree.dtype(w0)))
     else:
-        w, info = default_solver(lower)(lower, at.lam, w0, at.lower_data, rtol=rtol, steps=FEW)
+        solver = default_solver(lower, max_matvecs=most)
+        w, info = solver(lower, at.lam, w0, at.lower_data, rtol=rtol, steps=FEW)
     return tree.where(tree.all_finite(w), w, w0), info
 
 
@@ -103,25 +109,29 @@ def factorize_at(at: Instance, w: Tree, single: Instance | None = None) -> Facto
     return jax.lax.cond(near.regular, lambda: near, lambda: factorize_at(at, w))
 
 
-def solve_densely(at: Instance, w0: Tree, rtol: Any, single: Instance | None) -> tuple[Tree, SolveInfo, Factorized]:
+def solve_densely(
+    wish: Wish, at: Instance, w0: Tree, rtol: Any, single: Instance | None
+) -> tuple[Tree, SolveInfo, Factorized]:
     """Solution of the lower level with the factorization at its start, and another where that was of little use.
 
     In first attempts, which have the problem in single precision, secant steps come first.
     """
     n = tree.size(w0)
     near = factorize_at(at, w0, single)
-    w, lower = solve_lower(at, w0, rtol, near) if single is None else _solve_by_secants(at, w0, rtol, near)
+    left = budget_left(wish, n)
+    w, lower = solve_lower(at, w0, rtol, near, left) if single is None else _solve_by_secants(at, w0, rtol, near, left)
     poor = ~near.regular | (lower.matvecs > n // BLOCK + MANY * (lower.steps + 1))
+    poor &= True if left is None else lower.matvecs + n < left
     near = jax.lax.cond(poor, lambda: factorize_at(at, w), lambda: near)
     return w, lower.plus(n + jnp.where(poor, n, 0)), near
 
 
-def _solve_by_secants(at: Instance, w0: Tree, rtol: Any, near: Factorized) -> tuple[Tree, SolveInfo]:
+def _solve_by_secants(at: Instance, w0: Tree, rtol: Any, near: Factorized, left: Any) -> tuple[Tree, SolveInfo]:
     """Solution of the lower level by secant steps, or where they do not arrive as without them."""
     w, quick = secant_steps(at, w0, CLOSE * rtol, near)
 
     def without() -> tuple[Tree, SolveInfo]:
-        w, lower = solve_lower(at, w0, rtol, near)
+        w, lower = solve_lower(at, w0, rtol, near, left if left is None else left - quick.matvecs)
         return w, lower.plus(quick.matvecs)
 
     return jax.lax.cond(is_failure(quick.status), without, lambda: (w, quick))
@@ -137,7 +147,7 @@ def start(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower: S
 
     ``lower`` is the info of the solve that gave ``w``.
     """
-    nothing = nothing_done(w0)
+    nothing, lower = nothing_done(w0), _within(wish, lower, lower.matvecs)
     no_growth = jnp.zeros((), tree.dtype(w0))
     found = Start(w, tree.zeros_like(w) if v0 is None else v0, lower, nothing, nothing, no_growth)
     stuck = lower.status == Status.NO_DESCENT
@@ -162,8 +172,9 @@ def _from_cold(wish: Wish, at: Instance, s: Start, size: Float[Array, ""], aids:
     _, A = at.linearize(w)
     _, d_w_U = at.upper_gradient(w)
     rtol = jnp.clip(ADJOINT * jnp.asarray(wish.tol, tree.dtype(w)), 16 * tree.eps(w), LOOSE)
-    v, adjoint = aids.solver(w)(A.T, d_w_U, rtol, steps=_left(wish, lower.matvecs))
-    probe, growth = _probe(at, A, w, dw, aids)
+    v, adjoint = aids.solver(w)(A.T, d_w_U, rtol, steps=budget_left(wish, lower.matvecs))
+    probe, growth = _probe(at, A, w, dw, aids, budget_left(wish, lower.matvecs + adjoint.matvecs))
+    probe = _within(wish, probe, lower.matvecs + adjoint.matvecs + probe.matvecs)
     lower, adjoint = replace(lower, status=status), replace(adjoint, status=serious(adjoint.status))
     return Start(w, v, lower, adjoint, probe, growth)
 
@@ -178,7 +189,7 @@ def _newton(wish: Wish, at: Instance, s: Start, size: Float[Array, ""], aids: Ai
 
     def step(n: _Newton) -> _Newton:
         F, A = at.linearize(n.w)
-        dw, info = aids.solver(n.w)(A, tree.neg(F), steps=_left(wish, s.lower.matvecs))
+        dw, info = aids.solver(n.w)(A, tree.neg(F), steps=budget_left(wish, s.lower.matvecs + n.info.matvecs))
         return _Newton(tree.add(n.w, dw), dw, tree.norm(dw), n.info.then(info))
 
     def unfinished(n: _Newton) -> Bool[Array, ""]:
@@ -196,9 +207,17 @@ class _Newton(NamedTuple):
     info: SolveInfo
 
 
-def _left(wish: Wish, spent: Int[Array, ""]) -> Any:
-    """Steps that the budget of a linear solve has left; None where there is no budget."""
+def budget_left(wish: Wish, spent: Any) -> Any:
+    """Products that the budget has left; None where there is no budget."""
     return None if wish.max_matvecs is None else jnp.maximum(wish.max_matvecs - spent, 0)
+
+
+def _within(wish: Wish, info: SolveInfo, spent: Int[Array, ""]) -> SolveInfo:
+    """The info of a solve, with ``TOLERANCE_UNMET`` where the budget cut it short."""
+    if wish.max_matvecs is None:
+        return info
+    cut = (info.status == Status.MAX_STEPS) & (spent >= wish.max_matvecs)
+    return replace(info, status=jnp.where(cut, code(Status.TOLERANCE_UNMET), info.status))
 
 
 def serious(status: Int[Array, ""]) -> Int[Array, ""]:
@@ -219,7 +238,9 @@ def model_holds(
     return at_rounding | (tree.norm(after) <= model_norm + MODEL * tree.norm(F))
 
 
-def _probe(at: Instance, A: LinearOperator, w: Tree, dw: Tree, aids: Aids) -> tuple[SolveInfo, Float[Array, ""]]:
+def _probe(
+    at: Instance, A: LinearOperator, w: Tree, dw: Tree, aids: Aids, left: Any
+) -> tuple[SolveInfo, Float[Array, ""]]:
     """Look for negative curvature and null directions by ``A x = z`` with a random z, ``dw`` being the last step.
 
     The second result is ``norm(A) norm(x) / norm(z)``: rounding of ``F``, ``eps norm(A) norm(w)``, makes ``eps`` times
@@ -232,17 +253,19 @@ def _probe(at: Instance, A: LinearOperator, w: Tree, dw: Tree, aids: Aids) -> tu
     z = probe_vector(w) if near is None else ravel_pytree(w)[1](jnp.asarray(fixed_vector(tree.size(w)), tree.dtype(w)))
     rtol = min(PROBE_RTOL, SHARE / tree.size(w) ** 0.5)  # below what one direction holds of z
     if near is None and aids.single is not None:
-        x, info = refined_solve(linearized(aids.single, w), A, z, rtol, settle=None)
+        x, info = refined_solve(linearized(aids.single, w), A, z, rtol, left, settle=None)
     elif near is None:
-        x, info = _solve_probe(A, z, rtol, None)
+        x, info = _solve_probe(A, z, rtol, None, left)
     else:
-        x, info = jax.lax.cond(near.regular, lambda: _solve_probe(A, z, rtol, near), lambda: Dense()(A, z))
+        products = near.regular if left is None else near.regular | (left < tree.size(w))
+        x, info = jax.lax.cond(products, lambda: _solve_probe(A, z, rtol, near, left), lambda: Dense()(A, z))
     norm_A = 1.0 if at.problem.lower.kind == "fixed_point" else tree.norm(A.mv(z)) / tree.norm(z)
     growth = norm_A * tree.norm(x) / tree.norm(z)
     # A = I - J is known to rounding of J, that is of one: a larger inverse is made of rounding.
     invisible = (at.problem.lower.kind == "fixed_point") & (100 * tree.eps(w) * growth >= 1)
     unseen = invisible | (info.status == Status.MAX_STEPS) | (info.status == Status.STAGNATED)
     unseen |= ~is_failure(info.status) & ~_is_stable(at, w, dw, growth, x, z)
+    unseen &= True if left is None else (info.status != Status.MAX_STEPS) | (info.matvecs < left)
     return replace(info.plus(3), status=jnp.where(unseen, code(Status.SINGULAR), info.status)), growth
 
 
@@ -257,10 +280,13 @@ def _is_stable(at: Instance, w: Tree, dw: Tree, growth: Float[Array, ""], x: Tre
     return tree.norm(tree.sub(A.mv(x), z)) <= STABLE * tree.norm(z)
 
 
-def _solve_probe(A: LinearOperator, z: Tree, rtol: float, near: Factorized | None) -> tuple[Tree, SolveInfo]:
+def _solve_probe(A: LinearOperator, z: Tree, rtol: float, near: Factorized | None, left: Any) -> tuple[Tree, SolveInfo]:
     """Solve to a residual only: no direction may hide behind a solution that has settled."""
     if A.definite:
         M, _ = build(near, A, z)
-        run = run_cg(A, z, M, rtol * tree.norm(z), None, 10 * tree.size(z) + 100)
+        most = 10 * tree.size(z) + 100
+        run = run_cg(A, z, M, rtol * tree.norm(z), None, most if left is None else jnp.minimum(most, left))
         return run.x, SolveInfo(run.step, run.step, run.residual_norm, run.status)
-    return GMRES(preconditioner=near)(A, z, rtol=rtol, steps=PROBE_STEPS)
+    return GMRES(preconditioner=near)(
+        A, z, rtol=rtol, steps=PROBE_STEPS if left is None else jnp.minimum(PROBE_STEPS, left)
+    )

@@ -9,7 +9,9 @@ from bilevel.solvers.newton_cg import NewtonCG
 from bilevel.solvers.newton_krylov import NewtonKrylov
 
 
-def default_solver(lower: Lower, preconditioner: Preconditioner | None = None, rtol: Any = None) -> Solver:
+def default_solver(
+    lower: Lower, preconditioner: Preconditioner | None = None, rtol: Any = None, max_matvecs: Any = None
+) -> Solver:
     """NewtonCG for minimizations; a few Picard steps, then Newton-GMRES for fixed points and roots."""
     solver = NewtonCG if lower.kind == "minimization" else NewtonKrylov
-    return solver(rtol=rtol, preconditioner=preconditioner)
+    return solver(rtol=rtol, preconditioner=preconditioner, max_matvecs=max_matvecs)

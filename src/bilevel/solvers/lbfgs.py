@@ -32,6 +32,8 @@ class LBFGS:
         either: the square root of machine epsilon.
     memory
         Pairs of vectors kept.
+    max_matvecs
+        Stop with ``MAX_STEPS`` when so many have been spent, give or take those of a line search; default no limit.
 
     Notes
     -----
@@ -43,6 +45,7 @@ class LBFGS:
     steps: int | None = field(default=None, metadata={"static": True})
     rtol: Any = None
     memory: int = field(default=10, metadata={"static": True})
+    max_matvecs: Any = None
 
     def __call__(
         self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: Any = None
@@ -75,7 +78,12 @@ class LBFGS:
 
         state = optax.tree_utils.tree_set(optimizer.init(w0), value=value0 / unit, grad=tree.scale(1 / unit, g0))
         start = _Run(w0, state, jnp.asarray(0), jnp.asarray(2), code(RUNNING))
-        run = bounded_while(lambda s: s.status == RUNNING, body, start, steps)
+
+        def unfinished(s: _Run):
+            within = True if self.max_matvecs is None else s.matvecs + 1 < self.max_matvecs
+            return (s.status == RUNNING) & within
+
+        run = bounded_while(unfinished, body, start, steps)
         F = lower.residual(run.w, lam, data)
         status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
         status = jnp.where(tree.all_finite((run.w, F)), status, code(Status.NONFINITE))

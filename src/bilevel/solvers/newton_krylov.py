@@ -17,6 +17,7 @@ from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
 
+OTHERS = 3  # products of a step besides those of the Krylov space: F, the residual of GMRES, a trial
 PICARD_STEPS = 20  # a good contraction needs no Newton step; more would not pay against GMRES
 
 
@@ -38,6 +39,8 @@ class NewtonKrylov:
     preconditioner
         A :class:`~bilevel.linear.operator.Preconditioner` of ``d_w F``, built anew at every step; one that is built
         already stays.
+    max_matvecs
+        Stop with ``MAX_STEPS`` when so many have been spent, give or take those of a line search; default no limit.
 
     Notes
     -----
@@ -49,16 +52,19 @@ class NewtonKrylov:
     steps: int | None = field(default=None, metadata={"static": True})
     rtol: Any = None
     preconditioner: Any = None
+    max_matvecs: Any = None
 
     def __call__(
         self, lower: Lower, lam: Tree, w0: Tree, data: Tree, *, rtol: Any = None, steps: Any = None
     ) -> tuple[Tree, SolveInfo]:
         """Solve the lower level; see :class:`~bilevel.solvers.base.Solver`."""
         budget, rtol, steps = request(self, rtol, steps, default=default_rtol(w0), most=MAX_NEWTON_STEPS)
-        w, picard = _picard(lower, lam, w0, data, rtol)
+        most = self.max_matvecs
+        w, picard = _picard(lower, lam, w0, data, rtol, most)
         status = jnp.where((picard.status == Status.OK) & (not budget), code(Status.OK), code(RUNNING))
         gmres = GMRES(preconditioner=self.preconditioner)
-        run = _newton(lower, lam, w, w0, data, rtol, steps, budget, status, gmres)
+        left = None if most is None else most - picard.matvecs
+        run = _newton(lower, lam, w, w0, data, rtol, steps, budget, status, gmres, left)
         F = lower.residual(run.w, lam, data)
         status = jnp.where((run.status == RUNNING) & budget, code(Status.OK), run.status)
         status = jnp.where(tree.all_finite((run.w, F)), status, code(Status.NONFINITE))
@@ -66,9 +72,10 @@ class NewtonKrylov:
         return run.w, SolveInfo(picard.steps + run.step, matvecs, tree.norm(F), status)
 
 
-def _picard(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any) -> tuple[Tree, SolveInfo]:
+def _picard(lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, most: Any) -> tuple[Tree, SolveInfo]:
     """The end of a short Picard run, or ``w0`` where that has the smaller residual."""
-    w, info = Picard()(lower, lam, w0, data, rtol=rtol, steps=PICARD_STEPS)
+    steps = PICARD_STEPS if most is None else jnp.clip(most - 2, 0, PICARD_STEPS)
+    w, info = Picard()(lower, lam, w0, data, rtol=rtol, steps=steps)
     before = tree.norm(lower.residual(w0, lam, data))
     better = info.residual_norm < before
     return tree.where(better | (info.status == Status.OK), w, w0), info.plus(1)
@@ -84,7 +91,9 @@ class _Run(NamedTuple):
     status: Int[Array, ""]
 
 
-def _newton(lower: Lower, lam, w: Tree, w0: Tree, data, rtol, steps: int, budget: bool, status, gmres: GMRES) -> _Run:
+def _newton(
+    lower: Lower, lam, w: Tree, w0: Tree, data, rtol, steps: int, budget: bool, status, gmres: GMRES, most: Any
+) -> _Run:
     def residual_norm(w):
         return tree.norm(lower.residual(w, lam, data))
 
@@ -92,7 +101,9 @@ def _newton(lower: Lower, lam, w: Tree, w0: Tree, data, rtol, steps: int, budget
         F, A = lower.linearize(s.w, lam, data)
         norm_F = tree.norm(F)
         eta = forcing(norm_F, s.residual_norm, s.model_norm, s.step_norm, rtol * scale(s.w, w0))
-        p, linear = gmres(A, tree.neg(F), rtol=eta, steps=2 * tree.size(F) + 50)
+        krylov = 2 * tree.size(F) + 50
+        krylov = krylov if most is None else jnp.clip(most - s.matvecs - OTHERS, 1, krylov)
+        p, linear = gmres(A, tree.neg(F), rtol=eta, steps=krylov)
         step_norm = tree.norm(p)
         last = step_norm <= rtol * scale(s.w, w0)
         size = scale(s.w, w0)
@@ -109,6 +120,10 @@ def _newton(lower: Lower, lam, w: Tree, w0: Tree, data, rtol, steps: int, budget
         matvecs = s.matvecs + 1 + linear.matvecs + trials
         return _Run(w, norm_F, linear.residual_norm, alpha * step_norm, s.step + 1, matvecs, status)
 
+    def unfinished(s: _Run):
+        within = True if most is None else s.matvecs < most
+        return (s.status == RUNNING) & within
+
     infinite = jnp.asarray(jnp.inf, tree.dtype(w))
     start = _Run(w, infinite, infinite, infinite, jnp.asarray(0), jnp.asarray(0), status)
-    return bounded_while(lambda s: s.status == RUNNING, body, start, steps)
+    return bounded_while(unfinished, body, start, steps)
