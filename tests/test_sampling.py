@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel import ProblemError, Sampler, sampling, shuffle
-from bilevel.sampling import _random_order
+from bilevel import ProblemError, Sampler, shuffle
 
 SIZES = [(12, 3), (13, 3), (7, 7), (6, 1), (5, 4)]  # rows, batch size
 
@@ -47,43 +46,6 @@ def test_each_draw_is_unbiased_by_itself(sampler):
     standard_error = np.asarray(counts).std(0) / keys**0.5
     np.testing.assert_array_less(np.abs(counts.mean(0) - sizes / n), 4.5 * standard_error)
     assert np.all(standard_error > 0)
-
-
-@pytest.mark.parametrize("n", [12, 14])
-def test_the_offset_alone_makes_every_draw_unbiased(n, monkeypatch):
-    """Whatever the order of the slices, so the few ties in drawing it do no harm: within 4 standard errors."""
-    monkeypatch.setattr(sampling, "_random_order", lambda key, slices: jnp.arange(slices, dtype=jnp.int32))
-    sampler, keys = Sampler(4), 2000
-    batches = sampler.batches(jnp.arange(n))
-    counts = np.asarray(jax.jit(jax.vmap(drawn_rows(sampler, n, batches)))(jax.random.split(jax.random.key(2), keys)))
-    chance = counts[0].sum(1)[:, None] / n
-    assert np.all(np.abs(counts.mean(0) - chance) <= 4.5 * (chance * (1 - chance) / keys) ** 0.5)
-
-
-def test_all_orders_of_slices_are_equally_likely():
-    n, keys = 4, 24_000
-    orders = np.asarray(jax.jit(jax.vmap(lambda key: _random_order(key, n)))(jax.random.split(jax.random.key(3), keys)))
-    found, counts = np.unique(orders, axis=0, return_counts=True)
-    assert len(found) == 24
-    assert np.all(np.abs(counts / keys - 1 / 24) <= 4.5 * (1 / 24 * 23 / 24 / keys) ** 0.5)
-
-
-@pytest.mark.parametrize("n", [1, 2, 2**11 + 1, 2**16])
-def test_orders_of_many_slices_are_no_more_ascending_than_chance(n):
-    """Each number once. Ascents of a uniform order have the mean (n - 1) / 2 and the variance (n + 1) / 12: ties of too
-    few random bits, which keep their order, make more."""
-    order = np.asarray(_random_order(jax.random.key(4), n))
-    np.testing.assert_array_equal(np.sort(order), np.arange(n))
-    assert abs(np.sum(np.diff(order) > 0) - (n - 1) / 2) <= 4.5 * ((n + 1) / 12) ** 0.5
-
-
-@pytest.mark.parametrize(("n", "b"), SIZES)
-def test_rows_drawn_are_the_rows_of_the_batches(n, b):
-    sampler, rows = Sampler(b), jnp.arange(n)
-    draws = 2 * sampler.batches(rows) + 1
-    sizes = np.asarray(jax.jit(drawn_rows(sampler, n, draws))(jax.random.key(0))).sum(1)
-    stream = sampler.start(rows, jax.random.key(0))._replace(draws=jnp.arange(draws + 1))
-    np.testing.assert_array_equal(sampler.rows_drawn(rows, stream), [0, *np.cumsum(sizes)])
 
 
 def test_branches_stay_branches_under_vmap():

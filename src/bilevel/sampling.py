@@ -185,19 +185,17 @@ class Sampler:
         stream = stream._replace(order=order, offset=offset)
         # The short batch comes last. Where a batch starts is computed here: inside the branches it costs a step more.
         number = jnp.where(position < slices, order[jnp.minimum(position, slices - 1)], slices)
-        start = (offset + number * b) % rows
         if rest == 0:
-            return f(self._cut(data, stream, start, b)), stream
-        window = partial(self._circular, data, stream, start)
+            return f(self._cut(data, stream, number * b, b)), stream
+        window = partial(self._circular, data, stream, (offset + number * b) % rows)
         return lax.cond(position < slices, lambda: f(window(b)), lambda: f(window(rest))), stream
 
     def _new_epoch(self, stream: Stream, rows: int, rest: int) -> tuple[Array, Array]:
         """Order of the slices and row of the first, for the epoch that begins with this draw."""
         for_order, for_offset = jax.random.split(self._key(stream))
-        slices = stream.order.shape[0]
-        # Whatever the order, the offset alone gives all rows the same chance in every draw.
-        starts, apart = (rows, 1) if rest else (slices, rows // slices)
-        return _random_order(for_order, slices), apart * jax.random.randint(for_offset, (), 0, starts, jnp.int32)
+        order = jax.random.permutation(for_order, jnp.arange(stream.order.shape[0], dtype=jnp.int32))
+        offset = jax.random.randint(for_offset, (), 0, rows, jnp.int32) if rest else stream.offset
+        return order, offset
 
     def _key(self, stream: Stream) -> Array:
         """The key of the next draw."""
@@ -266,20 +264,6 @@ def shuffle(data: Tree, key: Array, batch_axes: Any = 0) -> Tree:
         return leaf if axis is None else jnp.take(leaf, order, axis=axis)
 
     return structure.unflatten(map(move, leaves, axes))
-
-
-def _random_order(key: Array, n: int) -> Int[Array, " n"]:
-    """The numbers below n in random order, in less than half of the time of ``jax.random.permutation``.
-
-    Sorts words, each of random bits and a number, in place of pairs of words. Rounds follow until at most one tie,
-    which keeps its order, is to be expected: ``n^2 / 2^(random bits + 1) <= 1``.
-    """
-    taken = (n - 1).bit_length()
-    low, numbers = jnp.uint32(2**taken - 1), jnp.arange(n, dtype=jnp.uint32)
-    order = numbers
-    for round_key in jax.random.split(key, max(1, -(-(2 * taken - 1) // (32 - taken)))):
-        order = order[lax.sort(jax.random.bits(round_key, (n,), jnp.uint32) & ~low | numbers) & low]
-    return order.astype(jnp.int32)
 
 
 def _fresh(keys: Array, stream: Stream) -> Array:
