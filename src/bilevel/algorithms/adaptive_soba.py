@@ -23,7 +23,7 @@ Tree = Any
 EPOCHS = 2  # of a stretch, over the rows of both levels
 LEAST_STEPS = 100  # of a stretch
 FIRST_CHANGE = 0.25  # largest change of a component by the first stretch, against max(1, |lam|)
-LARGEST_CHANGE = 4.0  # by later ones
+LARGEST_CHANGE = 1.0  # by later ones
 GROWTH = 4.0  # of the outer step after a stretch that was kept
 CUT = 8.0  # by which it is divided after one that was not
 SAFER = 0.7  # by which the other step shrinks after one that left the finite numbers; it grows again
@@ -101,7 +101,7 @@ class AdaptiveSOBA:
     the Lagrangian there anew: it may have been too low, as w and v had not quite caught up. The step of w and v is the
     inverse of the largest norm of ``A`` on a few batches, seen anew before every stretch, for it changes with lam. The
     first stretch does not move lam. By the slopes seen before it, the second changes no component by more than a
-    quarter of ``max(1, |lam|)``, the others none by more than four times that length.
+    quarter of ``max(1, |lam|)``, later ones none by more than all of that.
 
     Three stretches in a row that brought, or promise, less than a thousandth of what has been reached end this:
     from there on :class:`~bilevel.algorithms.quasi_newton.QuasiNewton` searches with all data, along certified
