@@ -41,6 +41,8 @@ def against_default(races):
     rows = []
     for name, lines in races.items():
         values = {row.name: row.value for row in summary(lines)}
+        if math.isnan(values.get(DEFAULT, math.nan)):
+            continue
         best = min((other for other in TUNED if not math.isnan(values[other])), key=values.get)
         default = values[DEFAULT]
         rows.append(f"| {name} | {best} | {values[best]:#.5g} | {default:#.5g} | {default / values[best]:.3f} |")
