@@ -122,7 +122,7 @@ class QuasiNewton:
         self, state: QuasiNewtonState, problem: Problem, lower_data: Tree, upper_data: Tree, *, error: bool = True
     ) -> tuple[QuasiNewtonState, StepInfo]:
         """Look at ``state.lam`` and choose where to look next."""
-        # A cold adjoint lets the automatic method factorize where that pays; beyond that size it never does.
+        # Up to that size a cold adjoint: L-BFGS begins, as at the first step, where the adjoint is zero anyway.
         v0 = state.best.v if tree.size(state.best.v) > DENSE_MOST else None
         h = hypergradient(
             problem, state.lam, state.best.w, v0=v0, lower_data=lower_data, upper_data=upper_data,
