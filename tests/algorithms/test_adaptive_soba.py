@@ -8,7 +8,7 @@ import pytest
 
 import bilevel as bl
 from bilevel import ProblemError, Sampler, tree
-from bilevel.algorithms import AdaptiveSOBA, QuasiNewton
+from bilevel.algorithms import AdaptiveSOBA, QuasiNewton, adaptive_soba
 from bilevel.algorithms.oracles import Point
 from bilevel.algorithms.stretches import curvature, look, stretch
 
@@ -133,6 +133,16 @@ def test_a_stretch_that_left_the_finite_numbers_is_undone():
     assert not np.all(np.isfinite(result.history.value))
     assert not result.status.failed
     assert float(result.lam) == pytest.approx(0.99, abs=1e-3)
+
+
+def test_what_stretches_reached_is_kept_where_nothing_can_be_certified(monkeypatch):
+    monkeypatch.setattr(adaptive_soba, "SEARCH", QuasiNewton(max_matvecs=3))
+    result = run(steps=200)
+    assert result.status == bl.Status.TOLERANCE_UNMET
+    assert np.all(result.history.matvecs[:-1] == 0)
+    assert 0 < result.history.matvecs[-1] < quadratic.flat(quadratic.W0).size
+    np.testing.assert_array_equal(quadratic.flat(result.lam), quadratic.flat(result.state.best.point.lam))
+    assert np.any(quadratic.flat(result.lam) != quadratic.flat(quadratic.LAM0))
 
 
 def test_goes_on_bit_for_bit():

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 import bilevel as bl
+from bilevel.algorithms import QuasiNewton
 from bilevel.racing import ALGORITHMS, TASKS, Budget, choose, entrant, race, summary, write
 from bilevel.racing.ours import OURS
 from bilevel.racing.plot import curve, figure
@@ -79,6 +80,15 @@ def test_a_search_may_end_before_the_budget_is_spent(task):
     assert np.all(np.diff(found["seconds"]) > 0)
 
 
+def test_of_a_search_whose_last_step_failed_the_points_before_it_are_kept(task):
+    quasi_newton = entrant("QuasiNewton", task)
+    (found,) = race(task, [quasi_newton._replace(algorithm=QuasiNewton(max_matvecs=3))], Budget(1, 1), [0], silent)
+    assert (found["status"], found["ended"], found["step"]) == ("TOLERANCE_UNMET", True, [0])
+    assert found["final_value"] == task.judge(task.w0, task.lam0).value
+    (row,) = summary([found])
+    assert (row.status, row.failed, row.final) == ("TOLERANCE_UNMET", False, found["metric"][0])
+
+
 def test_the_default_for_minibatches_races_on_rows_that_it_draws(task):
     """A stretch: 100 steps of 64 and 64 rows, two batches for the curvature, a look at all 1280 rows."""
     (found,) = race(task, [entrant("AdaptiveSOBA", task)], Budget(1e9, 100.0), [0], silent)
@@ -120,6 +130,13 @@ def test_equal_samples_and_equal_seconds_are_where_all_still_run():
     assert list(rows) == ["SRBA", "SOBA", "SABA"]
     assert (rows["SOBA"].steps_per_second, rows["SABA"].samples_per_second) == (10, 400)
     assert (rows["SABA"].final, rows["SABA"].value) == (pytest.approx(0.1), 0.001)
+
+
+def test_a_search_whose_last_step_failed_keeps_what_it_reached():
+    ended = {**line("AdaptiveSOBA", 100, 0.01, last=200, status="TOLERANCE_UNMET"), "ended": True}
+    best, other = summary([ended, line("SABA", 100, 0.001)])
+    assert (best.name, best.status, best.failed, best.final) == ("AdaptiveSOBA", "TOLERANCE_UNMET", False, 0.01)
+    assert other.at_samples == pytest.approx(0.1)
 
 
 def test_error_rates_are_interpolated_as_they_are():

@@ -31,6 +31,7 @@ FADING = 0.7  # what is left of a curvature seen one stretch ago
 SHARE = 1 / 8  # of the products of a stretch that may be spent on its curvature
 LITTLE = 1e-3  # of all descent so far: less is little
 PATIENCE = 3  # stretches in a row that brought or promised little, after which the search begins
+SEARCH = QuasiNewton(max_matvecs=2000)  # where its hypergradients take more they do not pay: this ends
 
 
 class AdaptiveState(NamedTuple):
@@ -105,7 +106,9 @@ class AdaptiveSOBA:
 
     Three stretches in a row that brought, or promise, less than a thousandth of what has been reached end this:
     from there on :class:`~bilevel.algorithms.quasi_newton.QuasiNewton` searches with all data, along certified
-    hypergradients, to an end of its own. It takes over, too, where no stretch stays finite.
+    hypergradients, to an end of its own. It takes over, too, where no stretch stays finite. Hypergradients may take
+    2000 products there: where not even the first can be had for that the run ends with what stretches reached, and
+    the status says so.
 
     The history has a line for every stretch, then one for every step of the search. The error of a hypergradient is
     known in the search alone. Rows are counted as drawn, in the search as products with all rows.
@@ -163,23 +166,26 @@ def _steps(oracles: Oracles) -> int:
 
 def _judged(state: AdaptiveState, seen: Seen, kept: bool, steps: int) -> AdaptiveState:
     """The state after a stretch to ``seen``, kept or not, with the steps of the next."""
-    best, gain, finite = state.best, math.inf, math.isfinite(seen.lagrangian)
-    if kept and math.isinf(state.first):
-        state = state._replace(first=float(seen.lagrangian), outer_step=_step_for(FIRST_CHANGE, seen, steps))
-    elif kept and not state.rest:
-        gain = float(best.lagrangian - seen.lagrangian)
-        outer_step = min(GROWTH * state.outer_step, _step_for(LARGEST_CHANGE, seen, steps))
-        state = state._replace(outer_step=outer_step, safety=min(1.0, state.safety / SAFER))
-    elif not kept:
+    finite, gain = math.isfinite(seen.lagrangian), math.inf
+    if not kept:
         safety = state.safety if finite else SAFER * state.safety
         state = state._replace(outer_step=state.outer_step / CUT, safety=safety)
-    best = seen if kept else best
-    promised = state.outer_step * steps / 2 * float(best.slope) ** 2
-    little = not min(gain, promised) >= LITTLE * (state.first - float(best.lagrangian))
-    state = state._replace(
-        best=best, strikes=state.strikes + 1 if little else 0, tried=state.tried + 1, rest=finite and not kept
-    )
-    return state._replace(search=_begin_search(best.point)) if state.strikes == PATIENCE else state
+    elif math.isinf(state.first):
+        state = state._replace(first=float(seen.lagrangian), outer_step=_step_for(FIRST_CHANGE, seen, steps))
+    elif not state.rest:
+        gain = float(state.best.lagrangian - seen.lagrangian)
+        outer_step = min(GROWTH * state.outer_step, _step_for(LARGEST_CHANGE, seen, steps))
+        state = state._replace(outer_step=outer_step, safety=min(1.0, state.safety / SAFER))
+    state = state._replace(best=seen if kept else state.best, tried=state.tried + 1, rest=finite and not kept)
+    return _searching_if_little(state, gain, steps)
+
+
+def _searching_if_little(state: AdaptiveState, gain: float, steps: int) -> AdaptiveState:
+    """The state with its search begun where too many stretches in a row gained or promise little."""
+    promised = state.outer_step * steps / 2 * float(state.best.slope) ** 2
+    little = not min(gain, promised) >= LITTLE * (state.first - float(state.best.lagrangian))
+    state = state._replace(strikes=state.strikes + 1 if little else 0)
+    return state._replace(search=_begin_search(state.best.point)) if state.strikes == PATIENCE else state
 
 
 def _step_for(change: float, seen: Seen, steps: int) -> float:
@@ -193,7 +199,7 @@ def _step_for(change: float, seen: Seen, steps: int) -> float:
 
 def _begin_search(point: Point) -> QuasiNewtonState:
     """The search at a point, whose adjoint it takes over."""
-    begin = QuasiNewton().init(point.lam, point.w)
+    begin = SEARCH.init(point.lam, point.w)
     return begin._replace(best=begin.best._replace(v=point.v))
 
 
@@ -201,6 +207,6 @@ def _search(
     oracles: Oracles, state: AdaptiveState, search: QuasiNewtonState, error: bool
 ) -> tuple[AdaptiveState, StepInfo]:
     """A step of the search."""
-    new, info = QuasiNewton().update(search, oracles.problem, oracles.lower_data, oracles.upper_data, error=error)
+    new, info = SEARCH.update(search, oracles.problem, oracles.lower_data, oracles.upper_data, error=error)
     lower, upper = oracles.rows_by_level()
     return state._replace(search=new), info._replace(samples=info.matvecs * lower + upper)

@@ -90,6 +90,9 @@ class QuasiNewton:
     ----------
     memory
         Pairs of steps and gradient changes kept.
+    max_matvecs
+        Budget of one hypergradient; one that needs more is a failure, so that the step is made shorter, or where it is
+        the first the run ends. Default no limit.
 
     Notes
     -----
@@ -109,6 +112,7 @@ class QuasiNewton:
     """
 
     memory: int = field(default=10, metadata={"static": True})
+    max_matvecs: Any = None
 
     def init(self, lam0: Tree, w0: Tree) -> QuasiNewtonState:
         """State at ``lam0``; the adjoint starts from zero."""
@@ -126,7 +130,7 @@ class QuasiNewton:
         v0 = state.best.v if tree.size(state.best.v) > DENSE_MOST else None
         h = hypergradient(
             problem, state.lam, state.best.w, v0=v0, lower_data=lower_data, upper_data=upper_data,
-            tol=state.tol, error=error, on_failure="keep",
+            tol=state.tol, max_matvecs=self.max_matvecs, error=error, on_failure="keep",
         )  # fmt: skip
         return _move(self, Instance(problem, state.lam, lower_data, upper_data), state, h)
 

@@ -23,6 +23,7 @@ from bilevel.status import SolveInfo, Status
 Tree = Any
 
 DENSE = 300  # systems up to this size are always factorized
+NEAR_SOLUTION = (Status.SINGULAR, Status.TOLERANCE_UNMET)  # ends of an attempt after which the lower level is solved
 TIGHTEST = 0.75  # relative step of the lower-level solver in a second attempt, in powers of eps
 
 
@@ -97,9 +98,14 @@ class Automatic:
             return h
         tight = wish._replace(lower_rtol=tree.eps(w0) ** TIGHTEST)
         # From where the first attempt ended, with steps relative to that, but not from a saddle.
-        near_solution = Status(int(h.status)) in (Status.SINGULAR, Status.TOLERANCE_UNMET) and tree.all_finite(h.w)
+        near_solution = Status(int(h.status)) in NEAR_SOLUTION and bool(tree.all_finite(h.w))
         begin = h.w if near_solution else w0
-        again = _complete(tight, at, begin, None, dense=True, double=True) if n <= DENSE else _again(tight, at, begin)
+        if n <= DENSE:
+            again = _complete(tight, at, begin, None, dense=True, double=True)
+        else:
+            again = _again(tight, at, begin, near_solution)
+        if again is None:
+            return h
         # One that did not even solve the lower level says less than the first.
         return _together(again, h) if int(again.lower.status) == Status.MAX_STEPS else _together(h, again)
 
@@ -177,11 +183,16 @@ def _attempt(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, single: Instan
     return _from_solution(wish, at, w0, v0, single, cost, found)
 
 
-def _again(wish: Wish, at: Instance, w0: Tree) -> Hypergradient:
-    """A second attempt, that has a factorization at once where there may be one."""
+def _again(wish: Wish, at: Instance, w0: Tree, near_solution: bool) -> Hypergradient | None:
+    """A second attempt, that has a factorization at once where there may be one.
+
+    None where A is singular to rounding near the solution: all solves would be those of the first attempt.
+    """
     cost, nothing = price(w0), nothing_done(w0)
     if cost.fits(left(wish, 0)):
         near = factorize_here(at, w0, None)
+        if near_solution and not near.regular:
+            return None
         found = arrive(wish, at, w0, None, cost, nothing.plus(cost.products), near, FEW_ROUNDS)
     else:
         found = arrive(wish, at, w0, None, cost, nothing)

@@ -78,7 +78,8 @@ def advance(wish: Wish, at: Instance, aids: Aids, s: Passes) -> Passes:
     stalls = jnp.where(error > 0.5 * s.error, s.stalls + 1, 0)
     lower, adjoint = s.lower.then(step.lower), s.adjoint.then(step.adjoint)
     within = True if left is None else step.lower.matvecs + step.adjoint.matvecs < left
-    promising = (stalls < 3) & (s.passes + 1 < MAX_PASSES) & jnp.isfinite(error)
+    # What the probe found is the verdict, however small the error becomes.
+    promising = (stalls < 3) & (s.passes + 1 < MAX_PASSES) & jnp.isfinite(error) & ~is_failure(serious(s.probe.status))
     go_on = ~enough & ~failed & within & promising
     judged = s._replace(
         grad=result.grad, scale=result.scale, error=error, trusted=trusted,

@@ -26,7 +26,7 @@ def show_race(lines: list[Line], out: Path | None) -> None:
     console.print(Text.assemble((first["experiment"], "bold"), f": {first['about']}, {first['dtype']}"))
     console.print(Text(f"metric: {first['metric_name']}"))
     console.print(_table(rows))
-    for text in (*_failures(lines), _legend(lines, rows), conclusion(rows)):
+    for text in (*_ends(lines), _legend(lines, rows), conclusion(rows)):
         console.print(Text(text))
     if out is not None:
         console.print(Text(f"written: {out}"))
@@ -60,8 +60,8 @@ def _table(rows: list[Row]) -> Table:
     return table
 
 
-def _failures(lines: list[Line]) -> list[str]:
-    """A sentence for every way to fail, after the names of the algorithms that failed so."""
+def _ends(lines: list[Line]) -> list[str]:
+    """A sentence for every way to end that is not ``OK``, after the names of the algorithms that did."""
     sentences: dict[str, list[str]] = {}
     for line in lines:
         if line["status"] != "OK":

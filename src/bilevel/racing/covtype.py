@@ -45,7 +45,7 @@ def make(seed: int, quick: bool) -> Task:
         f"{CLASSES} classes", problem, jnp.full(CLASSES, START, jnp.float32),
         jnp.zeros((FEATURES, CLASSES), jnp.float32), train, valid,
         metric=lambda w, _lam: float(error_rate(w, test)), metric_name=TEST_ERROR,
-        judge=by_automatic_method(problem, train, valid), logarithmic=False,
+        judge=by_automatic_method(problem, train, valid, double=True), logarithmic=False,
     )  # fmt: skip
 
 

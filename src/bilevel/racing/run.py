@@ -144,8 +144,9 @@ def _run(task: Task, algorithm: Any, budget: Budget, seed: int) -> tuple[list[Po
 def _search(task: Task, algorithm: Any, budget: Budget, seed: int) -> tuple[list[Point], OptimizeResult]:
     """A run of an algorithm that searches, with an evaluation after each of its steps.
 
-    It may come to an end of its own. Where it draws no rows, products with all of them count as so many. Which programs
-    it needs shows on the way: runs compile them, until one gets no further than that before it. The last one counts.
+    It may come to an end of its own, be it that its last step failed: the points are those before. Where it draws no
+    rows, products with all of them count as so many. Which programs it needs shows on the way: runs compile them, until
+    one gets no further than that before it. The last one counts.
     """
 
     def samples(records: list[Record]) -> np.ndarray:
@@ -171,9 +172,10 @@ def _search(task: Task, algorithm: Any, budget: Budget, seed: int) -> tuple[list
         reached, result = len(result.history), run()
     records = result.history.records
     begin = Point(0, 0, 0.0, task.metric(task.w0, task.lam0), records[0].value)
-    metrics = [math.nan if record.metrics is None else record.metrics for record in records]
+    good = records[:-1] if result.status.failed else records
+    metrics = [math.nan if record.metrics is None else record.metrics for record in good]
     points = [
         Point(record.step + 1, int(drawn), record.seconds, metric, record.value)
-        for record, drawn, metric in zip(records, samples(records), metrics, strict=True)
+        for record, drawn, metric in zip(good, samples(good), metrics, strict=True)
     ]
     return [begin, *points], result

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bilevel.experiments.lines import Line
+from bilevel.racing.run import ERROR
 from bilevel.status import Status
 
+FAILURES = (Status.NONFINITE.name, Status.DIVERGED.name, ERROR)  # others end searches as far as they can get
 UNKNOWN = (np.nan,) * 6
 
 
@@ -24,7 +26,7 @@ class Row(NamedTuple):
     steps_per_second, samples_per_second
         Of the whole run.
     status
-        ``"OK"``, or of the first run that failed.
+        ``"OK"``, or of the first run that failed, or else that ended otherwise.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Row(NamedTuple):
     @property
     def failed(self) -> bool:
         """Whether a run failed."""
-        return self.status != Status.OK.name
+        return self.status in FAILURES
 
 
 def summary(lines: list[Line]) -> list[Row]:
@@ -60,7 +62,7 @@ def common(lines: list[Line], axis: str) -> float:
 
     Where all did, those at which the last one ended; NaN where all failed.
     """
-    ends = [(line[axis][-1], line["ended"]) for line in lines if line["status"] == Status.OK.name]
+    ends = [(line[axis][-1], line["ended"]) for line in lines if line["status"] not in FAILURES]
     going_on = [end for end, ended in ends if not ended]
     return min(going_on) if going_on else max((end for end, _ in ends), default=np.nan)
 
@@ -72,19 +74,27 @@ def column(line: Line, name: str) -> np.ndarray:
 
 def _row(runs: list[Line], samples: float, seconds: float) -> Row:
     first = runs[0]
-    failed = [run["status"] for run in runs if run["status"] != Status.OK.name]
+    ends = [run["status"] for run in runs if run["status"] != Status.OK.name]
+    failed = [status for status in ends if status in FAILURES]
     if failed:
         return Row(first["algorithm"], first["origin"], *UNKNOWN, status=failed[0])
     numbers = [
         (
             column(run, "metric")[-1], _reached(run, "samples", samples), _reached(run, "seconds", seconds),
             np.nan if run["final_value"] is None else run["final_value"],
-            run["step"][-1] / run["seconds"][-1], run["samples"][-1] / run["seconds"][-1],
+            *_rates(run),
         )
         for run in runs
     ]  # fmt: skip
     final, at_samples, at_seconds, value, *rates = map(float, np.median(numbers, axis=0))
-    return Row(first["algorithm"], first["origin"], final, at_samples, at_seconds, value, *rates, status=Status.OK.name)
+    status = ends[0] if ends else Status.OK.name
+    return Row(first["algorithm"], first["origin"], final, at_samples, at_seconds, value, *rates, status=status)
+
+
+def _rates(run: Line) -> tuple[float, float]:
+    """Steps and rows drawn per second; NaN for a search whose first step failed."""
+    seconds = run["seconds"][-1]
+    return (run["step"][-1] / seconds, run["samples"][-1] / seconds) if seconds > 0 else (np.nan, np.nan)
 
 
 def _reached(run: Line, axis: str, limit: float) -> float:

@@ -1,8 +1,12 @@
 """What a race is about: a problem with its data, its starts, and what runs are judged by."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from bilevel import tree
 from bilevel.hypergradient import hypergradient
@@ -14,7 +18,7 @@ Tree = Any
 
 BATCH = 64
 GRADIENT, TEST_ERROR = "squared norm of the hypergradient", "error rate on test data"
-MOST_MATVECS = 2000  # of a hypergradient that runs are judged by: some end where the lower level is hardly solvable
+MOST_MATVECS = 5000  # of a hypergradient that runs are judged by: some end where the lower level is hardly solvable
 TOLERANCE = 1e-3  # relative, of the hypergradients that runs are judged by
 
 
@@ -78,16 +82,26 @@ class Task:
         return Sampler(min(BATCH, lower)), Sampler(min(BATCH, upper))
 
 
-def by_automatic_method(problem: Problem, lower_data: Tree, upper_data: Tree) -> Callable[[Tree, Tree], Judged]:
-    """A judge for any problem: the automatic method, which starts at the w of the run."""
+def by_automatic_method(
+    problem: Problem, lower_data: Tree, upper_data: Tree, *, double: bool = False
+) -> Callable[[Tree, Tree], Judged]:
+    """A judge for any problem: the automatic method, which starts at the w of the run; in float64 if asked for."""
 
     def judge(w: Tree, lam: Tree) -> Judged:
-        h = hypergradient(
-            problem, lam, w, lower_data=lower_data, upper_data=upper_data, tol=TOLERANCE, max_matvecs=MOST_MATVECS,
-            on_failure="keep",
-        )  # fmt: skip
-        if bool(is_failure(h.status)):
-            return Judged(float("nan"), float("nan"))
-        return Judged(float(h.value), float(tree.norm(h.grad)) ** 2)
+        with jax.enable_x64(True) if double else nullcontext():
+            at = (lam, w, lower_data, upper_data)
+            lam, w, lower, upper = jax.tree.map(_widened, at) if double else at
+            h = hypergradient(
+                problem, lam, w, lower_data=lower, upper_data=upper, tol=TOLERANCE, max_matvecs=MOST_MATVECS,
+                on_failure="keep",
+            )  # fmt: skip
+            if bool(is_failure(h.status)):
+                return Judged(float("nan"), float("nan"))
+            return Judged(float(h.value), float(tree.norm(h.grad)) ** 2)
 
     return judge
+
+
+def _widened(x: Any) -> Any:
+    """The array in float64 if it is one of float32, else as it is."""
+    return jnp.asarray(x, jnp.float64) if jnp.result_type(x) == jnp.float32 else x
