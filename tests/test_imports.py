@@ -15,7 +15,7 @@ ROOT = Path(bilevel.__file__).parent
 LEVELS = (
     ("precision", "tree", "citations"),
     ("status",),
-    ("batch_axes",),
+    ("batch_axes", "permutation"),
     ("loops", "sampling", "schedules", "prox"),
     ("host",),
     ("linear",),

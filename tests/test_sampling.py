@@ -53,10 +53,10 @@ def test_branches_stay_branches_under_vmap():
     alone, batched = (
         str(jax.make_jaxpr(f)(k)).count(" cond[") for f, k in ((run, key), (jax.vmap(run), jax.random.split(key, 3)))
     )
-    assert alone == batched == 2
+    assert alone == batched == 1
 
 
-@pytest.mark.parametrize("sampler", [Sampler(4), Sampler(7), Sampler(4, replace=True)])
+@pytest.mark.parametrize("sampler", [Sampler(4), Sampler(2), Sampler(4, replace=True)])
 def test_one_key_gives_one_stream_however_it_is_cut(sampler):
     data = jnp.arange(14.0)
     draw = jax.jit(lambda stream: sampler.evaluate(lambda x: jnp.sum(x**2), data, stream))

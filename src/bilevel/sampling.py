@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 
 from bilevel import tree
 from bilevel.batch_axes import Axes, as_axes, count_rows, spread
+from bilevel.permutation import below, permuted, seed_of
 from bilevel.status import ProblemError
 
 Tree = Any
@@ -25,12 +26,10 @@ T = TypeVar("T", bound=Any)
 
 
 class Stream(NamedTuple):
-    """Where the drawing stands: a state of arrays, to be carried from draw to draw."""
+    """Where the drawing stands, to be carried from draw to draw: what is drawn next depends on nothing else."""
 
     key: Array  # what the stream was started with
     draws: Int[Array, ""]  # so far
-    order: Int[Array, " m"]  # of the n // batch_size slices in the present epoch; empty where none is needed
-    offset: Int[Array, ""]  # row at which the first slice of the present epoch starts
 
 
 @tree.record
@@ -124,9 +123,8 @@ class Sampler:
 
     def start(self, data: Tree, key: Array) -> Stream:
         """A stream of draws from data of these shapes; one key gives one stream, bit for bit."""
-        rows = self.check(data)
-        slices = rows // self.batch_size if self.batch_size and not self.replace else 0
-        return Stream(key, jnp.asarray(0), jnp.zeros(slices, jnp.int32), jnp.asarray(0, jnp.int32))
+        self.check(data)
+        return Stream(key, jnp.asarray(0))
 
     def evaluate(self, f: Callable[[Tree], T], data: Tree, stream: Stream) -> tuple[T, Stream]:
         """``f`` on the next batch, and the stream after it.
@@ -147,7 +145,7 @@ class Sampler:
             drawn = jax.random.randint(self._key(stream), (self.batch_size,), 0, self.check(data))
             value = f(self._cut(data, stream, drawn, self.batch_size))
         else:
-            value, stream = self._by_epochs(f, data, stream, self.batch_size)
+            value = self._by_epochs(f, data, stream, self.batch_size)
         return value, stream._replace(draws=stream.draws + 1)
 
     def evaluate_slice(self, f: Callable[[Tree], T], data: Tree, number: Any, stream: Stream) -> T:
@@ -174,28 +172,17 @@ class Sampler:
         epochs, draws = jnp.divmod(stream.draws, self.batches(data))
         return epochs * self.check(data) + draws * self.batch_size  # the short batch ends its epoch
 
-    def _by_epochs(self, f: Callable[[Tree], T], data: Tree, stream: Stream, b: int) -> tuple[T, Stream]:
+    def _by_epochs(self, f: Callable[[Tree], T], data: Tree, stream: Stream, b: int) -> T:
         rows = self.check(data)
         slices, rest = divmod(rows, b)
-        position = stream.draws % self.batches(data)
-        # Both predicates depend on the number of draws alone, so that under vmap over keys they stay branches.
-        order, offset = lax.cond(
-            position == 0, lambda: self._new_epoch(stream, rows, rest), lambda: (stream.order, stream.offset)
-        )
-        stream = stream._replace(order=order, offset=offset)
-        # The short batch comes last. Where a batch starts is computed here: inside the branches it costs a step more.
-        number = jnp.where(position < slices, order[jnp.minimum(position, slices - 1)], slices)
+        # Where a batch begins is computed here: inside the branches it costs a step more.
+        epoch, position = jnp.divmod(stream.draws, self.batches(data))
+        begin = begins(stream.key, epoch, position, rows, b)
         if rest == 0:
-            return f(self._cut(data, stream, number * b, b)), stream
-        window = partial(self._circular, data, stream, (offset + number * b) % rows)
-        return lax.cond(position < slices, lambda: f(window(b)), lambda: f(window(rest))), stream
-
-    def _new_epoch(self, stream: Stream, rows: int, rest: int) -> tuple[Array, Array]:
-        """Order of the slices and row of the first, for the epoch that begins with this draw."""
-        for_order, for_offset = jax.random.split(self._key(stream))
-        order = jax.random.permutation(for_order, jnp.arange(stream.order.shape[0], dtype=jnp.int32))
-        offset = jax.random.randint(for_offset, (), 0, rows, jnp.int32) if rest else stream.offset
-        return order, offset
+            return f(self._cut(data, stream, begin, b))
+        window = partial(self._circular, data, stream, begin)
+        # The predicate depends on the number of draws alone, so that under vmap over keys it stays a branch.
+        return lax.cond(position < slices, lambda: f(window(b)), lambda: f(window(rest)))
 
     def _key(self, stream: Stream) -> Array:
         """The key of the next draw."""
@@ -234,6 +221,13 @@ class Sampler:
             return _fresh(part, stream) if _is_key(leaf) else part
 
         return structure.unflatten(map(cut, leaves, spread(self.batch_axes, data)))
+
+
+def begins(key: Array, epoch: Any, position: Int[Array, "*s"], rows: int, b: int) -> Int[Array, "*s"]:
+    """The first rows of the batches at these positions of an epoch, each of b rows going around; the short one last."""
+    seed, (slices, rest) = seed_of(key, epoch), divmod(rows, b)
+    number = jnp.where(position < slices, permuted(seed, jnp.minimum(position, slices - 1), slices), slices)
+    return (below(seed, rows) + number * b) % rows if rest else number * b
 
 
 def shuffle(data: Tree, key: Array, batch_axes: Any = 0) -> Tree:

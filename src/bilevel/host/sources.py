@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from operator import length_hint
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Int
 
 from bilevel.batch_axes import count_rows, spread
 from bilevel.host.stacks import signature
-from bilevel.sampling import Sampler, Stream
+from bilevel.sampling import Sampler, Stream, begins
 from bilevel.status import ProblemError
 
 Tree = Any
@@ -225,16 +226,14 @@ for _data in (HostArrays, HostBatches):
 def _drawn(sampler: Sampler, n: int, key: Array) -> Iterator[slice | np.ndarray]:
     """Rows of batch after batch, those that the sampler draws from n rows in memory."""
     sampler, b = replace(sampler, batch_axes=0), sampler.batch_size or 1
-    stream = sampler.start(np.broadcast_to(np.int8(0), (n,)), key)
-    while sampler.replace:
-        rows, stream = _draw(sampler, n, stream)
-        yield np.asarray(rows)
-    while True:
-        of_epoch = _draw_first(sampler, n, stream)
-        offset = int(of_epoch.offset)
-        for begin in (*(int(i) * b for i in np.asarray(of_epoch.order)), *range(n - n % b, n, b)):
-            yield _window((offset + begin) % n, min(b, n - begin), n)
-        stream = stream._replace(draws=stream.draws + -(-n // b))
+    if sampler.replace:
+        stream = sampler.start(np.broadcast_to(np.int8(0), (n,)), key)
+        while True:
+            rows, stream = _draw(sampler, n, stream)
+            yield np.asarray(rows)
+    for epoch in count():
+        for position, begin in enumerate(np.asarray(_epoch(key, epoch, n, b)).tolist()):
+            yield _window(begin, min(b, n - position * b), n)
 
 
 def _window(begin: int, size: int, n: int) -> slice | np.ndarray:
@@ -248,10 +247,10 @@ def _draw(sampler: Sampler, n: int, stream: Stream) -> tuple[Int[Array, " b"], S
     return sampler.evaluate(lambda rows: rows, jnp.arange(n), stream)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _draw_first(sampler: Sampler, n: int, stream: Stream) -> Stream:
-    """The stream after the first draw of an epoch, with its order and offset; of rows that nothing looks at."""
-    return sampler.evaluate(lambda _: 0, jnp.zeros(n, jnp.int8), stream)[1]
+@partial(jax.jit, static_argnums=(2, 3))
+def _epoch(key: Array, epoch: int, n: int, b: int) -> Int[Array, " m"]:
+    """The first rows of all batches of an epoch."""
+    return begins(key, epoch, jnp.arange(-(-n // b)), n, b)
 
 
 def _count_rows(name: str, sampler: Sampler, structure: Any, batch: Tree, arrays: Leaves) -> int:

@@ -69,7 +69,7 @@ class InOrder:
 
     def start(self, _: Stack, key: Array) -> Stream:
         """The stream before the first stack; the key is for keys in the data."""
-        return Stream(key, jnp.asarray(0), jnp.zeros(0, jnp.int32), jnp.asarray(0, jnp.int32))
+        return Stream(key, jnp.asarray(0))
 
     def evaluate(self, f: Callable[[Tree], T], data: Stack, stream: Stream) -> tuple[T, Stream]:
         """``f`` on the next batch, and the stream after it."""
