@@ -44,11 +44,11 @@ class Automatic:
 
     Notes
     -----
-    Up to 300 unknowns the dense ``A`` is factorized, by n products in one block, and preconditions all that follows.
-    Larger problems begin with L-BFGS where they are minimizations, warm starts (``v0`` given) with Newton's method. Up
-    to 3000 unknowns a factorization comes, called eagerly, once the products since the last one are taken to have cost
-    as much as that (:mod:`bilevel.automatic.rounds`). A budget allows those that leave as many products over as they
-    take, inside transformations none, and no second attempt.
+    Up to 300 unknowns the dense ``A`` is factorized at the start, by n products in one block, and up to 191 again at
+    the solution; that preconditions all that follows. Larger problems begin with L-BFGS where they are minimizations,
+    warm starts (``v0`` given) with Newton's method. Up to 3000 unknowns a factorization comes, called eagerly, once the
+    products since the last one are taken to have cost as much as that (:mod:`bilevel.automatic.rounds`). A budget
+    allows those that leave as many products over as they take, inside transformations none, and no second attempt.
 
     Called eagerly on a minimization in float64, up to 300 unknowns go to the solution by secant steps with it
     (:mod:`bilevel.automatic.secant`), and by Newton's method where those do not arrive. The factorization, and for
@@ -82,7 +82,8 @@ class Automatic:
         """All passes in one program, for use inside transformations."""
         at = Instance(problem, lam, lower_data, upper_data)
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
-        state, aids = _begin(wish, at, w0, v0, dense=self._small(w0), single=None)
+        dense = self.max_matvecs is None and tree.size(w0) <= DENSE
+        state, aids = _begin(wish, at, w0, v0, dense=dense, single=None)
         state = jax.lax.while_loop(lambda s: s.running, lambda s: advance(wish, at, aids, s), state)
         return finish(wish, at, state, _name(aids))
 
@@ -108,9 +109,6 @@ class Automatic:
             return h
         # One that did not even solve the lower level says less than the first.
         return _together(again, h) if int(again.lower.status) == Status.MAX_STEPS else _together(h, again)
-
-    def _small(self, w0: Tree) -> bool:
-        return self.max_matvecs is None and tree.size(w0) <= DENSE
 
 
 def _begin(

@@ -33,6 +33,7 @@ PROBE_RTOL = 0.03  # of the probe, at most
 SHARE = 0.1  # of what a direction holds of a random vector on average: eleven of twelve hold more
 BLOCK = 12  # products in a block taken to cost one by itself; seen on CPU: from 2, with the data in cache, to 25
 MANY = 12  # products of a Newton step that a good factorization does not need
+SAVED = 16  # products that the solves at the solution do not need with a factorization there
 MODEL = 0.1  # part of the residual by which it may differ from its linear model after a step
 PROBE_STEPS = 200  # of GMRES
 SHORT = 0.03  # steps of L-BFGS are so much shorter than the distance to the solution
@@ -112,18 +113,19 @@ def factorize_at(at: Instance, w: Tree, single: Instance | None = None) -> Facto
 def solve_densely(
     wish: Wish, at: Instance, w0: Tree, rtol: Any, single: Instance | None
 ) -> tuple[Tree, SolveInfo, Factorized]:
-    """Solution of the lower level with the factorization at its start, and another where that was of little use.
+    """Solution of the lower level with the factorization at its start, and another there.
 
-    In first attempts, which have the problem in single precision, secant steps come first.
+    The second only where the first was of little use, or costs less than it saves all that follows. In first attempts,
+    which have the problem in single precision, secant steps come first.
     """
     n = tree.size(w0)
     near = factorize_at(at, w0, single)
     left = budget_left(wish, n)
     w, lower = solve_lower(at, w0, rtol, near, left) if single is None else _solve_by_secants(at, w0, rtol, near, left)
-    poor = ~near.regular | (lower.matvecs > n // BLOCK + MANY * (lower.steps + 1))
-    poor &= True if left is None else lower.matvecs + n < left
-    near = jax.lax.cond(poor, lambda: factorize_at(at, w), lambda: near)
-    return w, lower.plus(n + jnp.where(poor, n, 0)), near
+    worth = ~near.regular | (lower.matvecs > n // BLOCK + MANY * (lower.steps + 1)) | (n // BLOCK < SAVED)
+    worth &= True if left is None else lower.matvecs + n < left
+    near = jax.lax.cond(worth, lambda: factorize_at(at, w, single), lambda: near)
+    return w, lower.plus(n + jnp.where(worth, n, 0)), near
 
 
 def _solve_by_secants(at: Instance, w0: Tree, rtol: Any, near: Factorized, left: Any) -> tuple[Tree, SolveInfo]:
