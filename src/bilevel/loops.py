@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from bilevel import tree
+
 State = Any
 
 
@@ -21,6 +23,23 @@ def bounded_while(
         return (count < steps) & condition(state)
 
     return jax.lax.while_loop(go_on, lambda carry: (carry[0] + 1, body(carry[1])), (jnp.asarray(0), state))[1]
+
+
+def full_length_loop(
+    condition: Callable[[State], Bool[Array, ""]], body: Callable[[State], State], state: State, steps: Any
+) -> State:
+    """:func:`bounded_while` for a loop that is expected to run all its ``steps``.
+
+    Where these are known when the program is compiled, a GPU need not send the condition to the host, and wait there,
+    before every step. The state stays as it is once the condition is false.
+    """
+    if not isinstance(steps, int):
+        return bounded_while(condition, body, state, steps)
+
+    def step(_: Any, state: State) -> State:
+        return tree.where(condition(state), body(state), state)
+
+    return jax.lax.fori_loop(0, steps, step, state)
 
 
 def unroll(step: Callable[[State], State], state: State, steps: int, segment: int | None = None) -> State:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bilevel import tree
 from bilevel.linear.operator import LinearOperator, divisor, request, start
 from bilevel.linear.rounds import Round, rounds
-from bilevel.loops import bounded_while
+from bilevel.loops import bounded_while, full_length_loop
 from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
@@ -154,7 +154,8 @@ def run_cg(A, r0: Tree, precondition, target, settle, steps) -> CGRun:
         )
         return new if settle is None else _mark(new, jnp.sqrt(yy) / divisor(s.largest), settle)
 
-    end = bounded_while(lambda s: (s.status == Status.OK) & ~reached(s), body, state, steps)
+    loop = full_length_loop if target is None else bounded_while
+    end = loop(lambda s: (s.status == Status.OK) & ~reached(s), body, state, steps)
     ran_out = (end.status == Status.OK) & ~reached(end) & (target is not None)
     status = jnp.where(ran_out, code(Status.MAX_STEPS), end.status)
     return end._replace(x=tree.scale(unit, end.x), residual_norm=unit * end.residual_norm, status=status)

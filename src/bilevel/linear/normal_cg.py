@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from bilevel import tree
 from bilevel.linear.operator import LinearOperator, divisor, request, start, transpose
 from bilevel.linear.rounds import Round, rounds
-from bilevel.loops import bounded_while
+from bilevel.loops import bounded_while, full_length_loop
 from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
@@ -140,7 +140,8 @@ def _cgls(A: LinearOperator, r0: Tree, precondition, precondition_transpose, tar
         x = tree.where(ok, tree.axpy(length, tree.scale(inverse, Mp), s.x), s.x)
         return _Run(x, r, p, divisor(norm_g), tree.norm(r), largest, s.step + 1, status)
 
-    end = bounded_while(lambda s: (s.status == Status.OK) & ~reached(s), body, state, steps)
+    loop = full_length_loop if target is None else bounded_while
+    end = loop(lambda s: (s.status == Status.OK) & ~reached(s), body, state, steps)
     ran_out = (end.status == Status.OK) & ~reached(end) & (target is not None)
     status = jnp.where(ran_out, code(Status.MAX_STEPS), end.status)
     return end._replace(x=tree.scale(unit, end.x), residual_norm=unit * end.residual_norm, status=status)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from bilevel import tree
 from bilevel.linear.operator import LinearOperator, request, start
 from bilevel.linear.spectral import largest_eigenvalue
-from bilevel.loops import bounded_while
+from bilevel.loops import bounded_while, full_length_loop
 from bilevel.status import ProblemError, SolveInfo, Status, code
 
 Tree = Any
@@ -77,7 +77,8 @@ class Richardson:
             return _Run(x, r, tree.norm(r), s.step + 1)
 
         start_run = _Run(x, r, tree.norm(r), jnp.asarray(0))
-        end = bounded_while(unfinished, body, start_run, ask.steps)
+        loop = full_length_loop if ask.budget else bounded_while
+        end = loop(unfinished, body, start_run, ask.steps)
         status = jnp.where(ask.budget | (end.residual_norm <= ask.target), code(Status.OK), code(Status.MAX_STEPS))
         status = jnp.where(end.residual_norm > limit, code(Status.DIVERGED), status)
         status = jnp.where(jnp.isfinite(end.residual_norm), status, code(Status.NONFINITE))

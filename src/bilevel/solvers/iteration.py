@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
-from bilevel.loops import bounded_while
+from bilevel.loops import bounded_while, full_length_loop
 from bilevel.problems import Lower
 from bilevel.solvers.base import MAX_STEPS, default_rtol, fallen, map_step, request, scale
 from bilevel.status import SolveInfo, Status, code
@@ -92,7 +92,8 @@ def solve_by_iteration(
         return at(iteration.advance(run.state, run.F), run.step + 1)
 
     start = at(iteration.init(w0), jnp.asarray(0))
-    run = bounded_while(unfinished, body, start, steps)
+    loop = full_length_loop if budget else bounded_while
+    run = loop(unfinished, body, start, steps)
     status = jnp.where(budget | reached(run), code(Status.OK), code(Status.MAX_STEPS))
     diverged = ~(run.size <= start.size / tree.eps(w0) ** 0.5)  # also where it is not finite
     status = jnp.where(diverged, code(Status.DIVERGED), status)
