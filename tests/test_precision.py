@@ -54,6 +54,23 @@ def test_of_implicit_functions_and_their_derivatives(derivative):
     assert set(watched.seen) == {"highest"}
 
 
+ALGORITHMS = {
+    "SOBA": bl.algorithms.SOBA(bl.Sampler(2), 0.1, 0.1),
+    "AdaptiveSOBA": bl.algorithms.AdaptiveSOBA(bl.Sampler(2)),
+    "QuasiNewton": bl.algorithms.QuasiNewton(),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_of_upper_level_algorithms(name):
+    """Of their own products, too: of steps, and of the values by which steps are judged."""
+    watched, algorithm = Watched(), ALGORITHMS[name]
+    key = None if name == "QuasiNewton" else jax.random.key(0)
+    with jax.default_matmul_precision(None):
+        bl.optimize(watched.problem, 1.0, jnp.zeros(3), algorithm=algorithm, steps=2, key=key, **DATA)
+    assert set(watched.seen) == {"highest"}
+
+
 def test_of_checks():
     watched = Watched()
     with jax.default_matmul_precision(None):

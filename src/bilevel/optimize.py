@@ -15,6 +15,7 @@ from bilevel.driver.hypergradients import run_hypergradients
 from bilevel.driver.results import Callback, OptimizeResult
 from bilevel.methods.sid import is_stochastic
 from bilevel.methods.stochastic import require_key
+from bilevel.precision import full_precision
 from bilevel.problems import Problem, validate
 from bilevel.sampling import Sampler
 from bilevel.status import ProblemError, raise_if_failed
@@ -24,6 +25,7 @@ Tree = Any
 BATCH = 64  # rows of the batches that are drawn unasked
 
 
+@full_precision
 def optimize(
     problem: Problem,
     lam0: Tree,

@@ -109,15 +109,17 @@ SOURCES = {"arrays": HostArrays, "batches": lambda data, chunk: HostBatches(cut(
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_what_is_read_at_once_changes_no_bit(name, lower, upper):
-    """Epochs of eight batches and a short one."""
+def test_what_is_read_at_once_changes_nothing(name, lower, upper, dtype):
+    """Epochs of eight batches and a short one; on a CPU bit for bit, a GPU adds up stacks of other sizes otherwise."""
     of = SOURCES[name]
     results = [
         compute(method(jacobian_samples=5, upper_sampler=Sampler(7), runs=2), of(lower, chunk), of(upper, chunk))
         for chunk in (1, 7, None)
     ]
     for h in results[1:]:
-        jax.tree.map(np.testing.assert_array_equal, h, results[0])
+        if jax.default_backend() == "cpu":
+            jax.tree.map(np.testing.assert_array_equal, h, results[0])
+        assert_equal_to_rounding(h, results[0], dtype)
 
 
 def test_consecutive_batches_for_map_adjoint_and_mixed_derivative(lower, upper, dtype):
