@@ -7,7 +7,7 @@
 Needs jaxopt and optimistix beside bilevel in one environment. Each precision runs in a process of its own; in it the
 calls of all libraries alternate. Floor: passes over the data matrix (``fixed_budget.py``) x seconds of one ``X @ v``
 inside a compiled chain. Busy: seconds of a call in which the device computes, from a trace of one call; the rest are
-launches and waits for the host. Arrays are on the device before the first call.
+launches and waits for the host. Arrays are on the device before the first call. ``gpu_minibatch.py`` adds upper levels.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ import jaxopt_runner
 import optimistix_runner
 from compare import spread
 from gpu_page import PAGE, PRECISION_RECORDS, RECORDS, newest_run, render
+from gpu_trace import traced
 from harness import alternate, start, timed
 from inputs import Inputs, distance, draw, reference
 from page import append
@@ -45,6 +45,8 @@ BATCH, BATCH_SIZE = 64, (500, 50)
 REPEAT, SMALL_REPEAT = {"least": 10, "most": 30, "budget": 1.0}, {"least": 2, "most": 2, "budget": 0.0}
 TOL = {"float32": 1e-4, "float64": 1e-6}  # of the automatic method
 CHAIN = 20  # products in one program, so that its launch does not count
+TRACED = ("bilevel", "jaxopt")
+MINIBATCH = Path(__file__).with_name("gpu_minibatch.py")
 METHODS = {
     "bilevel": {
         "AID-CG": bilevel_runner.aid_cg, "ITD": bilevel_runner.itd, "automatic": bilevel_runner.automatic,
@@ -64,12 +66,17 @@ def main():
         return
     if not options.render:
         for dtype, precision in PARTS:
-            part = ["--part", dtype, precision, "--run", options.run, "--records", options.records]
-            settings = {"JAX_ENABLE_X64": str(int(dtype == "float64")), "JAX_DEFAULT_MATMUL_PRECISION": precision}
-            command = [sys.executable, __file__, *part, *["--small"] * options.small]
-            subprocess.run(command, env=os.environ | settings, check=True)
+            process(__file__, dtype, precision, options, "--part", dtype, precision)
+        process(MINIBATCH, "float32", "highest", options)
     page = render(newest_run(options.records), newest_run(PRECISION_RECORDS))
     print(page) if options.small else PAGE.write_text(page)
+
+
+def process(script, dtype, precision, options, *more):
+    """Run a script at one dtype and precision."""
+    settings = {"JAX_ENABLE_X64": str(int(dtype == "float64")), "JAX_DEFAULT_MATMUL_PRECISION": precision}
+    common = ["--run", options.run, "--records", options.records, *["--small"] * options.small]
+    subprocess.run([sys.executable, script, *more, *common], env=os.environ | settings, check=True)
 
 
 def measure_part(dtype, precision, options):
@@ -110,12 +117,13 @@ def measure_size(n, d, rows, dtype, repeat):
 def measured(row, call, result, times, product, truth, own):
     """Times, floor and errors of a row that has not failed."""
     ours = own.get(row.work)
+    trace = traced(call)._asdict() if row.library in TRACED else None
     matvecs = result["matvecs"] or row.matvecs
     passes = 2 * sum(matvecs) + 2 if matvecs else None
     return {
         "seconds": spread(times),
         "first_call": result["first_call"],
-        "busy": busy_seconds(call) if row.library == "bilevel" else None,
+        "traced": trace,
         "matvecs": matvecs,
         "product": product,
         "floor": passes and passes * product,
@@ -158,7 +166,7 @@ def measure_batch(count, n, d, dtype, repeat):
             "table": "batch", "n": n, "d": d, "count": count, "work": work,
             "first_call": {name: seconds for name, (seconds, _) in first.items()},
             "seconds": {name: spread(values) for name, values in times.items()},
-            "busy": {name: busy_seconds(call) for name, call in calls.items()},
+            "traced": {name: traced(call)._asdict() for name, call in calls.items()},
             "failed": count - int(good.sum()),
             "difference": float(jnp.linalg.norm((batch - loop)[good]) / jnp.linalg.norm(loop[good])),
         }  # fmt: skip
@@ -185,33 +193,6 @@ def seconds_of_product(X):
     v = jnp.ones(d, X.dtype)
     chain(X, v).block_until_ready()
     return statistics.median(timed(lambda: chain(X, v).block_until_ready())[0] for _ in range(20)) / CHAIN
-
-
-def busy_seconds(call):
-    """Seconds of one call in which the device computes; None where the profiler shows no device."""
-    with TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            call()
-        traces = [jax.profiler.ProfileData.from_file(str(path)) for path in Path(folder).rglob("*.xplane.pb")]
-        spans = [
-            (event.start_ns, event.start_ns + event.duration_ns)
-            for trace in traces
-            for plane in trace.planes
-            if plane.name.startswith("/device:GPU")
-            for line in plane.lines
-            if line.name.startswith("Stream")
-            for event in line.events
-        ]
-    return covered(spans) / 1e9 if spans else None
-
-
-def covered(spans):
-    """Length of the union of intervals."""
-    total, end = 0.0, -np.inf
-    for begin, stop in sorted(spans):
-        total += max(stop - max(begin, end), 0.0)
-        end = max(end, stop)
-    return total
 
 
 def now():

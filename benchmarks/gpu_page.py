@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gpu_minibatch_page import upper_levels
 from page import block, comparison_tables, faster, in_words, notes, read
 
 RECORDS = Path(__file__).parent / "records" / "gpu.jsonl"
@@ -23,12 +24,18 @@ def render(records, precision_records):
         "",
         "In float32 a GPU multiplies matrices with ten bits of mantissa (TF32) unless it is told otherwise: by",
         "`jax.default_matmul_precision`, or by the variable `JAX_DEFAULT_MATMUL_PRECISION`. float64 is not touched.",
-        "`bl.hypergradient` asks for the highest precision unless one of the two is set; then it keeps yours.",
+        "`bl.hypergradient` and `bl.optimize` ask for the highest precision unless one of the two is set; then they",
+        "keep yours.",
     ]
     if precision_records:
         lines += precision(precision_records)
-    if records:
-        lines += benchmark(records)
+    hypergradients, others = [], []
+    for r in records:
+        (others if r["table"] in ("soba", "optimize") else hypergradients).append(r)
+    if hypergradients:
+        lines += benchmark(hypergradients)
+    if others:
+        lines += upper_levels(others)
     return "\n".join(lines) + "\n"
 
 
@@ -117,16 +124,18 @@ def benchmark(records):
         "",
         "## Where the time goes",
         "",
-        "This library's calls, in ms:",
+        "This library's calls, and jaxopt's to compare with:",
         "",
-        "- *busy*: the device computes, in one traced call; the rest of a call is launches and waits for the host;",
+        "- *busy*: ms in which the device computes, in one traced call; the rest is launches and waits for the host;",
+        "- *kernels*, *reads*: what the device runs, and its copies to the host. The host waits for one before every",
+        "  step of a loop that may end early; loops of a given length go on without;",
         "- *floor*: passes over a data matrix x the time of one `X @ v` on the device, two passes for each step and",
         "  product and two more. Not a strict bound: products with the transpose take times of their own;",
         "- */floor*: ms over the floor; *GB/s*: at which `X @ v` reads X; *first*: seconds of the first call.",
         "",
         f"The automatic method (`hypergradient` without a method) is asked for {tolerances(exact)}.",
         "",
-        *block(split_table([r for r in exact if r["table"] != "batch" and r["library"] == "bilevel"])),
+        *block(split_table([r for r in exact if r["table"] != "batch" and r["library"] != "optimistix"])),
         "",
         "## A batch of small problems",
         "",
@@ -162,6 +171,7 @@ def refusals(records):
     lines = ["", "*failed*: the call raised instead of returning a hypergradient:", ""] if failed else []
     for r in failed:
         reason = r["failure"].split(": ")[-1].split(" [")[0]
+        reason += "" if reason.endswith(".") else " ..."  # long ones are cut
         lines.append(f"- {r['n']}x{r['d']}, {work_name(r)}, {r['label']}: {reason}")
     return lines
 
@@ -171,24 +181,26 @@ def blocks(tables):
 
 
 def split_table(records):
-    """Wall time, busy time and floor of this library's calls."""
-    lines = ["size         dtype    call                    ms    busy   floor  /floor   GB/s   first"]
+    """Wall time, busy time and floor of calls that were traced."""
+    lines = ["size         dtype    call                     ms    busy kernels reads   floor  /floor   GB/s   first"]
     for r in records:
         if r["failure"]:
             lines.append(f"{name(r)} {r['failure']}"[:80])
             continue
-        ms = 1e3 * r["seconds"]["median"]
+        seconds, traced = r["seconds"]["median"], r["traced"]
         bandwidth = r["n"] * r["d"] * {"float32": 4, "float64": 8}[r["dtype"]] / r["product"] / 1e9
         lines.append(
-            f"{name(r)} {ms:7.2f} {in_ms(r['busy'])} {in_ms(r['floor'])} {r['seconds']['median'] / r['floor']:7.2f} "
-            f"{bandwidth:6.0f} {r['first_call']:7.2f}"
+            f"{name(r)} {1e3 * seconds:7.2f} {in_ms(traced['busy'])} {traced['kernels']:7d} {traced['reads']:5d} "
+            f"{in_ms(r['floor'])} {seconds / r['floor']:7.2f} {bandwidth:6.0f} {r['first_call']:7.2f}"
         )
     return "\n".join(lines)
 
 
 def name(r):
-    call = work_name(r) + r["label"].removeprefix("bilevel").replace("its ", "")
-    return f"{r['n']}x{r['d']}".ljust(12) + f" {r['dtype']:<8} {call:<18}"
+    """Size, dtype, and work by whom."""
+    whose = "jaxopt " if r["library"] == "jaxopt" else ""
+    call = whose + work_name(r) + (", with error" if r["label"].endswith("its error") else "")
+    return f"{r['n']}x{r['d']}".ljust(12) + f" {r['dtype']:<8} {call:<19}"
 
 
 def work_name(r):
@@ -217,9 +229,10 @@ def batch_table(records):
     lines = ["dtype    work          vmap ms    busy  first   loop ms    busy  ratio  differs failed"]
     for r in records:
         one, many = r["seconds"]["one by one"]["median"], r["seconds"]["together"]["median"]
+        busy = {way: in_ms(traced["busy"]) for way, traced in r["traced"].items()}
         lines.append(
-            f"{r['dtype']:<8} {r['work']:<10} {1e3 * many:10.2f} {in_ms(r['busy']['together'])} "
-            f"{r['first_call']['together']:6.1f} {1e3 * one:9.1f} {in_ms(r['busy']['one by one'])} {one / many:6.1f} "
+            f"{r['dtype']:<8} {r['work']:<10} {1e3 * many:10.2f} {busy['together']} "
+            f"{r['first_call']['together']:6.1f} {1e3 * one:9.1f} {busy['one by one']} {one / many:6.1f} "
             f"{r['difference']:8.0e} {r['failed']:6d}"
         )
     return "\n".join(lines)
