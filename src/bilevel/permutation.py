@@ -39,7 +39,7 @@ def permuted(seed: Seed, place: Int[Array, "*s"], n: int) -> Int[Array, "*s"]:
         word = _mixed(seed.round + _word(number))
         partner = word % n_word + n_word - x
         partner = jnp.where(partner >= n_word, partner - n_word, partner)
-        swap = _mixed(jnp.maximum(x, partner) + seed.swap ^ word) >> 31
+        swap = _mixed((jnp.maximum(x, partner) + seed.swap) ^ word) >> 31
         x = jnp.where(swap == 1, partner, x)
     return x.astype(jnp.int32)
 

@@ -157,7 +157,7 @@ def strong(a: Tree) -> Tree:
     def strengthen(x):
         if isinstance(x, int | float):
             return np.asarray(x, jnp.result_type(x))  # put on the device with the call, not before it
-        x = jnp.asarray(x)
+        x = x if isinstance(x, jax.Array) else jnp.asarray(x)
         return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
 
     return jax.tree.map(strengthen, a)

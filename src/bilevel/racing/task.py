@@ -18,7 +18,7 @@ Tree = Any
 
 BATCH = 64
 GRADIENT, TEST_ERROR = "squared norm of the hypergradient", "error rate on test data"
-MOST_MATVECS = 5000  # of a hypergradient that runs are judged by: some end where the lower level is hardly solvable
+MOST_MATVECS = 20_000  # of a hypergradient that runs are judged by: some end where the lower level is hardly solvable
 TOLERANCE = 1e-3  # relative, of the hypergradients that runs are judged by
 
 
