@@ -1,5 +1,6 @@
 """Bounded loops: both kinds end alike, and a budget is a loop of known length."""
 
+import re
 from functools import partial
 
 import jax
@@ -56,6 +57,23 @@ def test_budgets_are_loops_of_known_length(name):
         bl.hypergradient, bl.Problem(lower, upper), w0=jnp.zeros(2), lower_data=X, upper_data=X,
         method=SOLVERS[name], error=False,
     )  # fmt: skip
-    program = str(jax.make_jaxpr(lambda lam: call(lam).grad)(1.0))
-    assert "scan[" in program
-    assert "while[" not in program
+    program = jax.jit(lambda lam: call(lam).grad).lower(1.0).compile().as_text()
+    lengths = re.findall(r' while\(.*"known_trip_count":\{"n":"(\d+)"', program)
+    assert len(lengths) == program.count(" while(")
+    assert lengths.count(str(STEPS)) == 2  # one loop for w, one for v
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_nothing_is_differentiated_backwards_through_budgets(name):
+    """Steps are estimated from the problem, and taken for constants: derivatives would be wrong by what they change."""
+    lower = bl.minimization(lambda w, lam, X: 0.5 * jnp.sum((X @ w - 1.0) ** 2) + 0.5 * lam * jnp.sum(w**2))
+    problem = bl.Problem(lower, lambda w, lam, X: jnp.sum(w**2))
+    X = jnp.array([[1.0, 2.0], [0.0, 1.0], [1.0, 0.0]])
+
+    def grad(lam):
+        return bl.hypergradient(
+            problem, lam, jnp.zeros(2), lower_data=X, upper_data=X, method=SOLVERS[name], error=False
+        ).grad
+
+    with pytest.raises(ValueError, match="Reverse-mode differentiation"):
+        jax.grad(grad)(1.0)

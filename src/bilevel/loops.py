@@ -31,15 +31,17 @@ def full_length_loop(
     """:func:`bounded_while` for a loop that is expected to run all its ``steps``.
 
     Where these are known when the program is compiled, a GPU need not send the condition to the host, and wait there,
-    before every step. The state stays as it is once the condition is false.
+    before every step. The state stays as it is once the condition is false. As of all loops here but :func:`unroll`,
+    there are no derivatives in reverse mode: steps that are estimated on the way would be taken for constants.
     """
     if not isinstance(steps, int):
         return bounded_while(condition, body, state, steps)
 
-    def step(_: Any, state: State) -> State:
-        return tree.where(condition(state), body(state), state)
+    def step(carry: tuple[Array, State]) -> tuple[Array, State]:
+        number, state = carry
+        return number + 1, tree.where(condition(state), body(state), state)
 
-    return jax.lax.fori_loop(0, steps, step, state)
+    return jax.lax.while_loop(lambda carry: carry[0] < steps, step, (jnp.asarray(0), state))[1]
 
 
 def unroll(step: Callable[[State], State], state: State, steps: int, segment: int | None = None) -> State:
