@@ -57,7 +57,7 @@ def test_budgets_are_loops_of_known_length(name):
         bl.hypergradient, bl.Problem(lower, upper), w0=jnp.zeros(2), lower_data=X, upper_data=X,
         method=SOLVERS[name], error=False,
     )  # fmt: skip
-    program = jax.jit(lambda lam: call(lam).grad).lower(1.0).compile().as_text()
+    program = str(jax.jit(lambda lam: call(lam).grad).lower(1.0).compile().as_text())
     lengths = re.findall(r' while\(.*"known_trip_count":\{"n":"(\d+)"', program)
     assert len(lengths) == program.count(" while(")
     assert lengths.count(str(STEPS)) == 2  # one loop for w, one for v
