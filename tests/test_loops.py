@@ -65,7 +65,7 @@ def test_budgets_are_loops_of_known_length(name):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_nothing_is_differentiated_backwards_through_budgets(name):
-    """Steps are estimated from the problem, and taken for constants: derivatives would be wrong by what they change."""
+    """Derivatives of truncated iterations would be wrong silently."""
     lower = bl.minimization(lambda w, lam, X: 0.5 * jnp.sum((X @ w - 1.0) ** 2) + 0.5 * lam * jnp.sum(w**2))
     problem = bl.Problem(lower, lambda w, lam, X: jnp.sum(w**2))
     X = jnp.array([[1.0, 2.0], [0.0, 1.0], [1.0, 0.0]])

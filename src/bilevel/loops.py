@@ -32,7 +32,7 @@ def full_length_loop(
 
     Where these are known when the program is compiled, a GPU need not send the condition to the host, and wait there,
     before every step. The state stays as it is once the condition is false. As of all loops here but :func:`unroll`,
-    there are no derivatives in reverse mode: steps that are estimated on the way would be taken for constants.
+    there are no derivatives in reverse mode: those of a truncated iteration are not those of what it approximates.
     """
     if not isinstance(steps, int):
         return bounded_while(condition, body, state, steps)

@@ -40,7 +40,8 @@ class Sampler:
     An epoch is ``ceil(n / b)`` draws that meet each of the n rows exactly once. Where b divides n they are the
     contiguous slices of the data in random order. Where it does not, every epoch begins at a random row o: its batches
     are the circular windows ``(o + j b + [0 .. b)) % n``, again in random order, and last the ``n % b`` rows left.
-    The mean over a draw, taken by itself, is an unbiased estimate of the mean over all rows.
+    The mean over a draw, taken by itself, is an unbiased estimate of the mean over all rows, up to ``2^-16`` of weights
+    where b divides n (:mod:`bilevel.permutation`).
 
     Parameters
     ----------
