@@ -34,6 +34,7 @@ from bilevel.certificates.constants import on_ball
 from bilevel.certificates.estimate import OVERHEAD
 from bilevel.lagrangian import Instance, gradient
 from bilevel.models.catalog import CATALOG
+from bilevel.sharpen import sharpen_bound
 from bilevel.status import Status, code
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +132,7 @@ def measure(seed, index):
     rng, turn = np.random.default_rng([seed, index]), Turn.at(index)
     case, condition = draw_case(rng, turn)
     judge = truth_of(turn.family, case, condition)
-    constants = jax.jit(CATALOG[turn.family].constants)(case.lam, case.lower_data, case.upper_data)
+    constants = jax.jit(CATALOG[turn.family].constants)(*tree.in_double((case.lam, case.lower_data, case.upper_data)))
     case = case._replace(problem=replace(case.problem, constants=constants))
     unrolled = constants.known("mu") and turn.size in {"float64": "TS", "float32": "S"}[turn.dtype]
     return {
@@ -140,7 +141,6 @@ def measure(seed, index):
         "dtype": turn.dtype,
         "condition": judge.condition,
         "size": norm(judge.grad),
-        "uncertainty": judge.uncertainty,
         "solver": turn.descent if case.tags.minimization else "Picard",
         "hypergradients": [
             {**settings, **hypergradient(case, judge, method)} for settings, method in methods(rng, turn, case)
@@ -211,10 +211,12 @@ def hypergradient(case, judge, method):
     data = {"lower_data": case.lower_data, "upper_data": case.upper_data}
     h = bl.hypergradient(case.problem, case.lam, case.w0, **data, method=method, on_failure="keep")
     size = norm(judge.grad)
+    sharp = sharpen_bound(case.problem, case.lam, h, **data) if tree.dtype(case.w0) == jnp.float64 else h
     return {
         "true": number(distance(h.grad, judge.grad) / size),
         "error": number(float(h.error) / size),
         "bound": number(float(h.bound) / size),
+        "sharpened": number(float(sharp.bound) / size),
         "proved": bool(h.proved),
         "matvecs": int(h.lower.matvecs) + int(h.adjoint.matvecs),
         "estimate_matvecs": int(h.error_info.steps) + OVERHEAD,

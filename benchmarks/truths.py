@@ -1,9 +1,9 @@
-"""Hypergradients far more exact than any that is judged: extended precision for affine families, dense for others.
+"""Hypergradients far more exact than any that is judged: in quadruple precision.
 
-Of the affine families the two linear systems are solved by LU in double and iterative refinement with residuals in
-extended precision (``numpy.longdouble``, of 64 bits on x86; Higham 2002, Chapter 12), so that the error is that of
-extended precision as long as ``eps cond(A) < 1``. The data are read as the numbers they are, in float32 too. Of the
-others ``dense_truth`` of the tests is exact to about ``eps cond(A)`` of float64.
+Linear systems are solved by LU in double and iterative refinement with residuals in quadruple precision (Higham 2002,
+Chapter 12), so that the error is that of quadruple precision as long as ``eps cond(A) < 1``. The data are read as the
+numbers they are, in float32 too. Affine families by their closed forms, in NumPy alone; others by Newton's method from
+``dense_truth`` of the tests.
 """
 
 import sys
@@ -13,20 +13,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import scipy.linalg
+from jax.flatten_util import ravel_pytree
+
+from bilevel import quadruple, tree
+from bilevel.lagrangian import Instance
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from families import dense_truth
 
-EPS = float(np.finfo(np.float64).eps)
 REFINEMENTS = 8
-ALLOWANCE = 10.0  # eps cond(A) that a dense truth in float64 may be wrong by
+NEWTON_STEPS = 5
 
 
 class Judge(NamedTuple):
-    """True hypergradient, a pytree of arrays; its uncertainty relative to its norm; and cond(A)."""
+    """True hypergradient, a pytree of arrays, and cond(A)."""
 
     grad: Any
-    uncertainty: float
     condition: float
 
 
@@ -34,9 +36,47 @@ def truth_of(name, case, condition):
     """The judge of a case of a family; ``condition`` is what its sampler was asked for, which affine ones hit."""
     if name in AFFINE:
         grad = AFFINE[name](*jax.tree.map(extended, (case.lam, case.lower_data, case.upper_data)))
-        return Judge(grad, 0.0, condition if jax.tree.leaves(case.w0)[0].size > 1 else 1.0)
+        return Judge(grad, condition if jax.tree.leaves(case.w0)[0].size > 1 else 1.0)
+    return refined(case)
+
+
+def refined(case):
+    """The judge by Newton's method with residuals in quadruple precision."""
     truth = dense_truth(case.problem, case.lam, case.w0, case.lower_data, case.upper_data)
-    return Judge(truth.grad, ALLOWANCE * EPS * truth.condition, truth.condition)
+    at = tree.in_double(Instance(case.problem, case.lam, case.lower_data, case.upper_data))
+    factors = scipy.linalg.lu_factor(np.asarray(jacobian(at, truth.w)))
+    w, v = truth.w, truth.v
+    for _ in range(NEWTON_STEPS):
+        F, r, grad = quadruple.evaluate(residuals, at, w, v)
+        w, v = (moved(x, scipy.linalg.lu_solve(factors, flat(b), trans)) for x, b, trans in ((w, F, 0), (v, r, 1)))
+    return Judge(grad, truth.condition)
+
+
+def moved(x, step):
+    """``x - step`` in quadruple precision, ``step`` a flat array in double."""
+    return jax.tree.map(lambda x, d: extended(x) - extended(d), x, ravel_pytree(quadruple.double(x))[1](step))
+
+
+def flat(x):
+    """Leaves in a row, in double."""
+    return np.asarray(ravel_pytree(quadruple.double(x))[0])
+
+
+@jax.jit
+def residuals(at, w, v):
+    """``F``, ``A^T v - d_w U`` and ``d_lam U - (d_lam F)^T v``, by their definitions."""
+
+    F, transposed = jax.vjp(lambda w, lam: at.problem.lower.residual(w, lam, at.lower_data), w, at.lam)
+    g, direct = jax.grad(at.problem.upper, argnums=(0, 1))(w, at.lam, at.upper_data)
+    Av, Bv = transposed(v)
+    return F, tree.sub(Av, g), tree.sub(direct, Bv)
+
+
+@jax.jit
+def jacobian(at, w):
+    """The dense ``A``."""
+    x, unravel = ravel_pytree(w)
+    return jax.jacfwd(lambda x: ravel_pytree(at.problem.lower.residual(unravel(x), at.lam, at.lower_data))[0])(x)
 
 
 def distance(a, b):
@@ -50,12 +90,12 @@ def norm(a):
 
 
 def extended(leaf):
-    """The array in extended precision."""
-    return np.asarray(leaf).astype(np.longdouble)
+    """The array in quadruple precision."""
+    return np.asarray(leaf).astype(quadruple.QUAD)
 
 
 def solve(A, mv, b):
-    """``A^-1 b``, the product ``mv`` in extended precision and A in double."""
+    """``A^-1 b``, the product ``mv`` in quadruple precision and A in double."""
     factors = scipy.linalg.lu_factor(A)
     x = np.zeros_like(b)
     for _ in range(REFINEMENTS):
@@ -112,14 +152,16 @@ def kernel_ridge(lam, lower, upper):
         return np.square(X[:, None] - Z[None])
 
     lower_squares, upper_squares = squares(lower.X, lower.X), squares(upper.X, upper.points)
-    K, K_upper = np.exp(-lower_squares @ gamma), np.exp(-upper_squares @ gamma)
+    K, K_upper = (np.exp(-np.sum(D * gamma, axis=-1)) for D in (lower_squares, upper_squares))
     A = (K + beta * np.eye(n)).astype(np.float64)
     w = solve(A, lambda x: K @ x + beta * x, lower.y)
     r = (K_upper @ w - upper.y) / m
     v = solve(A, lambda x: K @ x + beta * x, r @ K_upper)
-    slopes = [
-        v @ ((lower_squares[..., j] * K) @ w) - r @ ((upper_squares[..., j] * K_upper) @ w) for j in range(len(gamma))
-    ]
+
+    def slope(left, squares, K):
+        return np.sum(left[:, None] * squares * K * w)
+
+    slopes = [slope(v, lower_squares[..., j], K) - slope(r, upper_squares[..., j], K_upper) for j in range(len(gamma))]
     return {"gamma": np.array(slopes), "beta": -np.sum(w * v)}
 
 

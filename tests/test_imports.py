@@ -15,7 +15,7 @@ ROOT = Path(bilevel.__file__).parent
 LEVELS = (
     ("precision", "tree", "citations"),
     ("status",),
-    ("batch_axes", "permutation"),
+    ("batch_axes", "permutation", "quadruple"),
     ("loops", "sampling", "schedules", "prox"),
     ("host",),
     ("linear",),
@@ -25,7 +25,7 @@ LEVELS = (
     ("certificates",),
     ("methods",),
     ("automatic",),
-    ("hypergradient", "implicit"),
+    ("hypergradient", "implicit", "sharpen"),
     ("plan",),
     ("checking",),
     ("diagnosis",),
@@ -41,7 +41,19 @@ LEVELS = (
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-EXTRAS = ("typer", "rich", "pandas", "pyarrow", "sklearn", "matplotlib", "joblib", "equinox", "lineax", "optimistix")
+EXTRAS = (
+    "typer",
+    "rich",
+    "pandas",
+    "pyarrow",
+    "sklearn",
+    "matplotlib",
+    "joblib",
+    "equinox",
+    "lineax",
+    "numpy_quaddtype",
+    "optimistix",
+)
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

@@ -11,7 +11,11 @@ from jaxtyping import Array
 
 from bilevel import tree
 from bilevel.automatic.method import Automatic
+from bilevel.certificates.double import certify_in_double, has_double
+from bilevel.lagrangian import Instance
+from bilevel.methods.aid import AID
 from bilevel.methods.base import Hypergradient, judged
+from bilevel.methods.exact import Exact
 from bilevel.methods.host import check_on_host, sid_on_host
 from bilevel.methods.host_levels import on_host
 from bilevel.methods.itd import ITD
@@ -23,6 +27,7 @@ Tree = Any
 OnFailure = Literal["raise", "nan", "keep"]
 
 DEFAULT_TOL = 1e-4  # of the automatic method; float32 reaches it
+CERTIFYING = (Automatic, AID, Exact, ITD)  # methods whose hypergradients have a bound
 
 
 @full_precision
@@ -118,12 +123,17 @@ def hypergradient(
     inputs = (problem, lam, w0, v0, lower_data, upper_data)
     if on_host(lower_data, upper_data):
         h = sid_on_host(method, *inputs, key, error=error)
-        h = h if tol is None else judged(h, tol, atol)
-    elif isinstance(method, Automatic) and not _any_tracer((*inputs, method)):
+        return _deliver(h if tol is None else judged(h, tol, atol), on_failure)
+    eager = not _is_traced((*inputs, method))
+    at = Instance(problem, lam, lower_data, upper_data)
+    double = eager and error and isinstance(method, CERTIFYING) and problem.constants is not None and has_double(at, w0)
+    if double:  # the bound comes later
+        inputs = (replace(problem, constants=None), *inputs[1:])
+    if eager and isinstance(method, Automatic):
         h = method.staged(*inputs)
     else:
         h = _compute(method, *inputs, key, tol, atol, error=error)
-    return _deliver(h, on_failure)
+    return _deliver(_bounded_in_double(at, h) if double else h, on_failure)
 
 
 @partial(jax.jit, static_argnames="error")
@@ -132,6 +142,11 @@ def _compute(method, problem, lam, w0, v0, lower_data, upper_data, key, tol, ato
     validate(problem, lam, w0, lower_data, upper_data, **reach)
     h = method(problem, lam, w0, v0, lower_data, upper_data, key, error=error)
     return h if tol is None else judged(h, tol, atol)
+
+
+def _bounded_in_double(at: Instance, h: Hypergradient) -> Hypergradient:
+    bound, proved, matvecs = certify_in_double(at, h.w, h.v, h.grad, h.lower.matvecs + h.adjoint.matvecs)
+    return replace(h, bound=bound, proved=proved, error_info=h.error_info.plus(matvecs))
 
 
 def _deliver(h: Hypergradient, on_failure: OnFailure) -> Hypergradient:
@@ -148,5 +163,6 @@ def _deliver(h: Hypergradient, on_failure: OnFailure) -> Hypergradient:
     return h
 
 
-def _any_tracer(inputs: Tree) -> bool:
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(inputs))
+def _is_traced(inputs: Tree) -> bool:
+    """Whether what is computed from these has no values yet; under ``jit`` that holds of constants, too."""
+    return any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(inputs), jnp.asarray(0)))

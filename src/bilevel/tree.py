@@ -163,5 +163,10 @@ def strong(a: Tree) -> Tree:
     return jax.tree.map(strengthen, a)
 
 
+def in_double(a: Tree) -> Tree:
+    """Floating arrays in float64, all others as they are; with x64 enabled."""
+    return jax.tree.map(lambda x: jnp.asarray(x, float) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, a)
+
+
 def _total(sums: Tree) -> Float[Array, ""]:
     return jnp.sum(jnp.stack(jax.tree.leaves(sums))) if jax.tree.leaves(sums) else jnp.zeros(())

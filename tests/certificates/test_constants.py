@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
 from bilevel import tree
-from bilevel.certificates.aposteriori import bound_at
+from bilevel.certificates.bound import bound_at
 from bilevel.certificates.constants import Constants, constants_of, estimate_constants
 from bilevel.lagrangian import gradient
 from bilevel.models import equilibrium, logistic, multinomial, ridge

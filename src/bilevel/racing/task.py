@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from bilevel import tree
 from bilevel.hypergradient import hypergradient
@@ -90,7 +89,7 @@ def by_automatic_method(
     def judge(w: Tree, lam: Tree) -> Judged:
         with jax.enable_x64(True) if double else nullcontext():
             at = (lam, w, lower_data, upper_data)
-            lam, w, lower, upper = jax.tree.map(_widened, at) if double else at
+            lam, w, lower, upper = tree.in_double(at) if double else at
             h = hypergradient(
                 problem, lam, w, lower_data=lower, upper_data=upper, tol=TOLERANCE, max_matvecs=MOST_MATVECS,
                 on_failure="keep",
@@ -100,8 +99,3 @@ def by_automatic_method(
             return Judged(float(h.value), float(tree.norm(h.grad)) ** 2)
 
     return judge
-
-
-def _widened(x: Any) -> Any:
-    """The array in float64 if it is one of float32, else as it is."""
-    return jnp.asarray(x, jnp.float64) if jnp.result_type(x) == jnp.float32 else x
