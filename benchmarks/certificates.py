@@ -216,7 +216,7 @@ def hypergradient(case, judge, method):
         "true": number(distance(h.grad, judge.grad) / size),
         "error": number(float(h.error) / size),
         "bound": number(float(h.bound) / size),
-        "sharpened": number(float(sharp.bound) / size),
+        "sharpened": number(float(sharp.bound) / size),  # float64 only
         "proved": bool(h.proved),
         "matvecs": int(h.lower.matvecs) + int(h.adjoint.matvecs),
         "estimate_matvecs": int(h.error_info.steps) + OVERHEAD,

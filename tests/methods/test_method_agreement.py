@@ -1,11 +1,14 @@
 """Every method on every family agrees with the dense oracle, and knows its own error."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
+from bilevel.models.catalog import CATALOG
 from bilevel.status import Status
 from families import FAMILIES
 
@@ -118,6 +121,20 @@ def test_jit_is_eager_and_vmap_is_loop(family, method, oracle, dtype):
     batched = jax.vmap(grad)(jax.tree.map(lambda *x: jnp.stack(x), *lams))
     for i, alone in enumerate(eager):
         assert distance(jax.tree.map(lambda x, i=i: x[i], batched), alone) <= allowed
+
+
+@pytest.mark.parametrize("method", [None, bl.Exact()], ids=["automatic", "exact"])
+def test_constants_of_a_program_are_no_values(method, oracle, dtype):
+    """Under ``jit`` also what does not depend on its arguments is computed later."""
+    case, _ = oracle("logistic")
+    case = case._replace(problem=replace(case.problem, constants=CATALOG["logistic"].constants))
+
+    def compute():
+        return bl.hypergradient(*case[:3], lower_data=case.lower_data, upper_data=case.upper_data, method=method)
+
+    eager, traced = compute(), jax.jit(compute)()
+    assert traced.grad.dtype == dtype
+    assert distance(traced.grad, eager.grad) <= 2e-4 * float(jnp.linalg.norm(eager.grad))
 
 
 def test_counts_are_exact(oracle):
