@@ -83,9 +83,7 @@ class Automatic:
         at = Instance(problem, lam, lower_data, upper_data)
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
         dense = self.max_matvecs is None and tree.size(w0) <= DENSE
-        state, aids = _begin(wish, at, w0, v0, dense=dense, single=None)
-        state = jax.lax.while_loop(lambda s: s.running, lambda s: advance(wish, at, aids, s), state)
-        return finish(wish, at, state, _name(aids))
+        return _complete(wish, at, w0, v0, dense=dense, single=None)
 
     def staged(
         self, problem: Problem, lam: Tree, w0: Tree, v0: Tree | None, lower_data: Tree, upper_data: Tree
@@ -94,7 +92,7 @@ class Automatic:
         at = Instance(problem, lam, lower_data, upper_data)
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
         n = tree.size(w0)
-        h = _complete(wish, at, w0, v0, dense=2 * n <= left(wish, 0)) if n <= DENSE else _large(wish, at, w0, v0)
+        h = _small(wish, at, w0, v0, dense=2 * n <= left(wish, 0)) if n <= DENSE else _large(wish, at, w0, v0)
         if not _may_be_mended(h) or self.max_matvecs is not None:
             return h
         tight = wish._replace(lower_rtol=tree.eps(w0) ** TIGHTEST)
@@ -102,7 +100,7 @@ class Automatic:
         near_solution = Status(int(h.status)) in NEAR_SOLUTION and bool(tree.all_finite(h.w))
         begin = h.w if near_solution else w0
         if n <= DENSE:
-            again = _complete(tight, at, begin, None, dense=True, double=True)
+            again = _small(tight, at, begin, None, dense=True, double=True)
         else:
             again = _again(tight, at, begin, near_solution)
         if again is None:
@@ -130,33 +128,31 @@ def _started(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower
     return first_state(at, begun, scale(begun.w, w0))
 
 
+def _complete(
+    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool, single: Instance | None
+) -> Hypergradient:
+    """The start and all passes, with the same aids."""
+    state, aids = _begin(wish, at, w0, v0, dense=dense, single=single)
+    state = jax.lax.while_loop(lambda s: s.running, lambda s: advance(wish, at, aids, s), state)
+    return finish(wish, at, state, _name(aids))
+
+
 def _judged_once(wish: Wish, at: Instance, aids: Aids, s: Passes) -> tuple[Passes, Hypergradient]:
     """The first judgment, and the answer if it is the last."""
     s = jax.lax.cond(s.running, lambda s: advance(wish, at, aids, s), lambda s: s, s)
     return s, finish(wish, at, s, _name(aids))
 
 
-@partial(jax.jit, static_argnames=("dense", "double"))
-def _first(wish, at, w0, v0, *, dense, double=False):
-    """All up to the first judgment, in one program."""
-    state, aids = _begin(wish, at, w0, v0, dense=dense, single=None if double else in_single(at, w0))
-    return *_judged_once(wish, at, aids, state), aids
-
-
 @jax.jit
 def _first_from(wish, at, w0, v0, w, lower, aids):
-    """The same from a solution of the lower level."""
+    """From a solution of the lower level all up to the first judgment, in one program."""
     return _judged_once(wish, at, aids, _started(wish, at, w0, v0, w, lower, aids))
 
 
-def _complete(
-    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool, double: bool = False
-) -> Hypergradient:
-    state, h, aids = _first(wish, at, w0, v0, dense=dense, double=double)
-    while state.running:
-        state = _advance(wish, at, aids, state)
-        h = None
-    return _finish(wish, at, state, name=_name(aids)) if h is None else h
+@partial(jax.jit, static_argnames=("dense", "double"))
+def _small(wish, at, w0, v0, *, dense, double=False):
+    """All of it in one program, which returns the answer and nothing else: arrays take time to hand over, too."""
+    return _complete(wish, at, w0, v0, dense=dense, single=None if double else in_single(at, w0))
 
 
 def _large(wish: Wish, at: Instance, w0: Tree, v0: Tree | None) -> Hypergradient:
