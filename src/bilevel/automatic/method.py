@@ -88,7 +88,10 @@ class Automatic:
     def staged(
         self, problem: Problem, lam: Tree, w0: Tree, v0: Tree | None, lower_data: Tree, upper_data: Tree
     ) -> Hypergradient:
-        """The same, steered from the host: what few problems need is compiled apart, and only where it is needed."""
+        """The same, steered from the host: a second attempt is only compiled where it is needed.
+
+        So is what few problems above 300 unknowns need.
+        """
         at = Instance(problem, lam, lower_data, upper_data)
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
         n = tree.size(w0)
@@ -109,20 +112,6 @@ class Automatic:
         return _together(again, h) if int(again.lower.status) == Status.MAX_STEPS else _together(h, again)
 
 
-def _begin(
-    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool, single: Instance | None
-) -> tuple[Passes, Aids]:
-    """Solve the lower level and start; with a factorization of A where it is to be dense."""
-    validate(at.problem, at.lam, w0, at.lower_data, at.upper_data)
-    rtol = lower_rtol(wish, w0)
-    if dense:
-        w, lower, near = solve_densely(wish, at, w0, rtol, single)
-    else:
-        (w, lower), near = solve_lower(at, w0, rtol, most=wish.max_matvecs), None
-    aids = Aids(near)
-    return _started(wish, at, w0, v0, w, lower, aids), aids
-
-
 def _started(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower: SolveInfo, aids: Aids) -> Passes:
     begun = start(wish, at, w0, v0, w, lower, aids)
     return first_state(at, begun, scale(begun.w, w0))
@@ -131,22 +120,25 @@ def _started(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower
 def _complete(
     wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool, single: Instance | None
 ) -> Hypergradient:
-    """The start and all passes, with the same aids."""
-    state, aids = _begin(wish, at, w0, v0, dense=dense, single=single)
+    """The lower level, the start and all passes; with a factorization of A where it is to be dense."""
+    validate(at.problem, at.lam, w0, at.lower_data, at.upper_data)
+    rtol = lower_rtol(wish, w0)
+    if dense:
+        w, lower, near = solve_densely(wish, at, w0, rtol, single)
+    else:
+        (w, lower), near = solve_lower(at, w0, rtol, most=wish.max_matvecs), None
+    aids = Aids(near)
+    state = _started(wish, at, w0, v0, w, lower, aids)
     state = jax.lax.while_loop(lambda s: s.running, lambda s: advance(wish, at, aids, s), state)
     return finish(wish, at, state, _name(aids))
 
 
-def _judged_once(wish: Wish, at: Instance, aids: Aids, s: Passes) -> tuple[Passes, Hypergradient]:
-    """The first judgment, and the answer if it is the last."""
-    s = jax.lax.cond(s.running, lambda s: advance(wish, at, aids, s), lambda s: s, s)
-    return s, finish(wish, at, s, _name(aids))
-
-
 @jax.jit
 def _first_from(wish, at, w0, v0, w, lower, aids):
-    """From a solution of the lower level all up to the first judgment, in one program."""
-    return _judged_once(wish, at, aids, _started(wish, at, w0, v0, w, lower, aids))
+    """From a solution of the lower level to the first judgment, and the answer if it is the last."""
+    s = _started(wish, at, w0, v0, w, lower, aids)
+    s = jax.lax.cond(s.running, lambda s: advance(wish, at, aids, s), lambda s: s, s)
+    return s, finish(wish, at, s, _name(aids))
 
 
 @partial(jax.jit, static_argnames=("dense", "double"))

@@ -15,9 +15,9 @@ from bilevel.certificates.estimate import LOOSE
 from bilevel.lagrangian import Instance
 from bilevel.linear.cg import run_cg
 from bilevel.linear.dense import Dense, fixed_vector
-from bilevel.linear.factorized import Factorized, factorize
+from bilevel.linear.factorized import Factorized, factorize, solve_near
 from bilevel.linear.gmres import GMRES
-from bilevel.linear.operator import LinearOperator, build
+from bilevel.linear.operator import LinearOperator
 from bilevel.linear.spectral import probe_vector
 from bilevel.loops import bounded_while
 from bilevel.methods.base import nothing_done
@@ -186,7 +186,6 @@ def _newton(wish: Wish, at: Instance, s: Start, size: Float[Array, ""], aids: Ai
 
     There the way began no closer than single precision comes, and steps are cheaper than the passes that follow.
     """
-    most = 1 if aids.single is None else POLISH
     enough = 100 * jnp.asarray(wish.tol, tree.dtype(s.w)) * size  # loose steps leave a twentieth of that
 
     def step(n: _Newton) -> _Newton:
@@ -198,7 +197,7 @@ def _newton(wish: Wish, at: Instance, s: Start, size: Float[Array, ""], aids: Ai
         return (n.info.status == Status.OK) & (n.length > enough)
 
     begin = _Newton(s.w, s.w, jnp.full_like(size, jnp.inf), nothing_done(s.w))
-    n = bounded_while(unfinished, step, begin, most)
+    n = step(begin) if aids.single is None else bounded_while(unfinished, step, begin, POLISH)
     return n.w, n.dw, n.info
 
 
@@ -285,9 +284,11 @@ def _is_stable(at: Instance, w: Tree, dw: Tree, growth: Float[Array, ""], x: Tre
 def _solve_probe(A: LinearOperator, z: Tree, rtol: float, near: Factorized | None, left: Any) -> tuple[Tree, SolveInfo]:
     """Solve to a residual only: no direction may hide behind a solution that has settled."""
     if A.definite:
-        M, _ = build(near, A, z)
         most = 10 * tree.size(z) + 100
-        run = run_cg(A, z, M, rtol * tree.norm(z), None, most if left is None else jnp.minimum(most, left))
+        most = most if left is None else jnp.minimum(most, left)
+        if near is not None:
+            return solve_near(A, z, near, rtol, None, most)
+        run = run_cg(A, z, lambda r: r, rtol * tree.norm(z), None, most)
         return run.x, SolveInfo(run.step, run.step, run.residual_norm, run.status)
     return GMRES(preconditioner=near)(
         A, z, rtol=rtol, steps=PROBE_STEPS if left is None else jnp.minimum(PROBE_STEPS, left)

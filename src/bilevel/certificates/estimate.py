@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from bilevel import tree
 from bilevel.lagrangian import Correction, Instance, correct, gradient
 from bilevel.linear.cg import run_cg
+from bilevel.linear.factorized import Factorized, solve_near
 from bilevel.linear.gmres import GMRES
 from bilevel.linear.operator import LinearOperator, Preconditioner, build
 from bilevel.loops import bounded_while
@@ -37,7 +38,9 @@ def loose_solve(
     A solve that its steps end before the tolerance still counts where its residual is below ``USABLE``.
     """
     steps = 10 * tree.size(b) + 100 if steps is None else steps
-    if A.definite:
+    if A.definite and isinstance(preconditioner, Factorized):
+        x, info = solve_near(A, b, preconditioner, rtol, LOOSE, steps)
+    elif A.definite:
         M, matvecs = build(preconditioner, A, b)
         run = run_cg(A, b, M, rtol * tree.norm(b), LOOSE, steps)
         x, info = run.x, SolveInfo(run.step, matvecs + run.step, run.residual_norm, run.status)

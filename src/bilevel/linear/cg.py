@@ -102,12 +102,12 @@ class CGRun(NamedTuple):
     settled: Bool[Array, ""]
 
 
-def run_cg(A, r0: Tree, precondition, target, settle, steps) -> CGRun:
+def run_cg(A, r0: Tree, precondition, target, settle, steps, first: Tree | None = None) -> CGRun:
     """CG on ``A x = r0`` from zero until the recursive residual is below ``target`` (None: exactly ``steps``).
 
     The kernel of :class:`CG`, for callers that can do without a check of the true residual (Newton steps,
     error estimates). ``settle`` as there; status ``MAX_STEPS`` where the target was not reached. Cost: one
-    matvec a step.
+    matvec a step, but for the first where ``first``, ``A M r0 / norm(r0)``, is known.
     """
     unit = divisor(tree.norm(r0))
     r = tree.scale(1 / unit, r0)
@@ -127,8 +127,13 @@ def run_cg(A, r0: Tree, precondition, target, settle, steps) -> CGRun:
             return jnp.asarray(False)
         return (s.residual_norm <= target / unit) & s.settled
 
+    def product(s: CGRun) -> Tree:
+        if first is None:
+            return A.mv(s.p)
+        return jax.lax.cond(s.step == 0, lambda: tree.scale(1 / weight, first), lambda: A.mv(s.p))
+
     def body(s: CGRun) -> CGRun:
-        Ap = A.mv(s.p)
+        Ap = product(s)
         curvature, pp = dots((s.p, Ap), (s.p, s.p))
         s, status = _judge(s, curvature, jnp.sqrt(pp), tree.norm(Ap), small)
         # Past rounding the recursion only shrinks towards underflow: x stays as it is.

@@ -54,9 +54,8 @@ class Dense:
         x = solve(rhs)
         x = x + solve(rhs - M @ x)
         residual = rhs - M @ x
-        status = jnp.where(
-            inverse_norm(solve, rhs) * _max_norm(M) * jnp.finfo(M.dtype).eps < 1, code(Status.OK), code(Status.SINGULAR)
-        )
+        regular = condition(solve, _max_norm(M), rhs) * jnp.finfo(M.dtype).eps < 1
+        status = jnp.where(regular, code(Status.OK), code(Status.SINGULAR))
         if A.symmetric and A.definite:
             status = jnp.where(is_definite(M), status, code(Status.NEGATIVE_CURVATURE))
         status = jnp.where(jnp.isfinite(M).all() & jnp.isfinite(rhs).all(), status, code(Status.NONFINITE))
@@ -75,14 +74,18 @@ def _max_norm(M: Float[Array, "n n"]) -> Float[Array, ""]:
     return jnp.max(jnp.sum(jnp.abs(M), axis=1))
 
 
-def inverse_norm(solve: Callable[[Array], Array], like: Float[Array, " n"], steps: int = 4) -> Float[Array, ""]:
-    """``norm(A^-1)`` from below, by a few steps of inverse iteration from a fixed random vector; infinite for NaN."""
-    x = jnp.asarray(fixed_vector(like.size), like.dtype)
-    growth = jnp.zeros((), like.dtype)
+def condition(
+    solve: Callable[[Array], Array], norm: Float[Array, ""], like: Float[Array, " n"], steps: int = 4
+) -> Float[Array, ""]:
+    """``norm(A) norm(A^-1)`` from below, by a few steps of inverse iteration from a fixed random vector.
+
+    Infinite for NaN, and where the fourth power overflows.
+    """
+    x = [jnp.asarray(fixed_vector(like.size), like.dtype)]
     for _ in range(steps):
-        y = solve(x / jnp.linalg.norm(x))
-        growth = jnp.maximum(growth, jnp.linalg.norm(y))
-        x = y
+        x.append(norm * solve(x[-1]))  # of about unit size, so that there is one norm of all at the end
+    sizes = jnp.linalg.norm(jnp.stack(x), axis=1)
+    growth = jnp.max(sizes[1:] / sizes[:-1])
     return jnp.where(jnp.isfinite(growth), growth, jnp.inf)
 
 

@@ -1,18 +1,23 @@
 """A dense factorization kept as a preconditioner: exact for its matrix, and good for those near it."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
-from bilevel.linear.dense import inverse_norm
-from bilevel.linear.operator import LinearOperator
+from bilevel.linear.cg import MARGIN, dots, run_cg
+from bilevel.linear.dense import condition
+from bilevel.linear.operator import LinearOperator, divisor
+from bilevel.loops import bounded_while
+from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
+
+PROMISE = 4.0  # a second refinement is taken to leave at most so many times the square of what the first left
 
 
 @tree.record
@@ -78,7 +83,61 @@ def factorize(A: LinearOperator, like: Tree) -> Factorized:
     norm = jnp.max(jnp.sum(jnp.abs(M), axis=1))
     factors = (jnp.linalg.cholesky(M),) if A.symmetric and A.definite else jax.scipy.linalg.lu_factor(M)
     made = Factorized(factors, jnp.asarray(True), transposed=A.transposed)
-    regular = inverse_norm(made, M[0]) * norm * jnp.finfo(M.dtype).eps < 1
+    regular = condition(made, norm, M[0]) * jnp.finfo(M.dtype).eps < 1
     identity = (jnp.eye(len(M), dtype=M.dtype), jnp.arange(len(M)))  # either factor, and no pivoting
     factors = tuple(jnp.where(regular, x, y.astype(x.dtype)) for x, y in zip(factors, identity, strict=False))
     return replace(made, factors=factors, regular=regular)
+
+
+class _Refined(NamedTuple):
+    """A solution in units of ``norm(b)``, as judged by the rules of CG."""
+
+    x: Tree
+    r: Tree
+    first: Tree  # A M b
+    residual_norm: Float[Array, ""]
+    done: Bool[Array, ""]
+    promising: Bool[Array, ""]  # one refinement more will do
+    steps: Int[Array, ""]
+
+
+def solve_near(
+    A: LinearOperator, b: Tree, near: Factorized, rtol: Any, settle: Any, steps: Any
+) -> tuple[Tree, SolveInfo]:
+    """Solve ``A x = b`` for a definite A that may be nearly the matrix factorized: M alone, refined once, or else CG.
+
+    ``x = M b`` or ``x + M (b - A x)`` will do where CG would stop there, with the ``rtol`` and ``settle`` of
+    :class:`~bilevel.linear.cg.CG`, at a fraction of its operations on short vectors. Cost: that of CG, which is given
+    the first product, and one matvec where a refinement came to less than it had promised.
+    """
+    norm = tree.norm(b)
+    unit = divisor(norm)
+    rhs, zero = tree.scale(1 / unit, b), tree.zeros_like(b)
+
+    def refine(s: _Refined) -> _Refined:
+        x = tree.add(s.x, near(s.r))
+        Ax = A.mv(x)
+        r = tree.sub(rhs, Ax)
+        xx, curvature, rr = dots((x, x), (x, Ax), (r, r))
+        size, residual_norm = jnp.sqrt(xx), jnp.sqrt(rr)
+        positive = curvature > tree.eps(b) * size  # norm(A x) is about one
+
+        def enough(residual_norm: Float[Array, ""]) -> Bool[Array, ""]:
+            settled = True if settle is None else residual_norm * size <= MARGIN * settle * curvature
+            return positive & (residual_norm <= rtol) & settled
+
+        first = tree.where(s.steps == 0, Ax, s.first)
+        promising = enough(PROMISE * residual_norm**2)
+        return _Refined(x, r, first, residual_norm, enough(residual_norm), promising, s.steps + 1)
+
+    begin = _Refined(zero, rhs, zero, norm / unit, jnp.asarray(False), norm != 0, jnp.asarray(0))
+    s = bounded_while(lambda s: ~s.done & s.promising, refine, begin, jnp.minimum(steps, 2))
+
+    def by_cg() -> tuple[Tree, SolveInfo]:
+        run = run_cg(A, b, near, rtol * norm, settle, steps, s.first)
+        return run.x, SolveInfo(run.step, s.steps + jnp.maximum(run.step - 1, 0), run.residual_norm, run.status)
+
+    def as_it_is() -> tuple[Tree, SolveInfo]:
+        return tree.scale(unit, s.x), SolveInfo(s.steps, s.steps, unit * s.residual_norm, code(Status.OK))
+
+    return jax.lax.cond(s.done, as_it_is, by_cg)
