@@ -35,14 +35,18 @@ def double(x: Tree) -> Tree:
     return jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float64), x)
 
 
-def dot(a: Tree, b: Tree) -> Any:
-    """Inner product in quadruple precision."""
-    return sum(np.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+def dot(a: Tree, b: Tree) -> float:
+    """Inner product, rounded to float64."""
+    return float(_dot(a, b))
 
 
 def norm(a: Tree) -> float:
-    """2-norm, rounded to float64; NaN where an entry is."""
-    return float(np.sqrt(dot(a, a)))
+    """2-norm, rounded to float64; its squares do not underflow before that."""
+    return float(np.sqrt(_dot(a, a)))
+
+
+def _dot(a: Tree, b: Tree) -> Any:
+    return sum(np.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def evaluate(function: Any, *args: Tree) -> Tree:
@@ -58,9 +62,13 @@ def evaluate(function: Any, *args: Tree) -> Tree:
     Raises
     ------
     ProblemError
-        It has an operation that is not known here, rounds to less than float64, or takes more than ``MOST_WORK``.
+        It insists on less than float64 or rounds to that, has an operation that is not known here, or takes more than
+        ``MOST_WORK``.
     """
-    traced = function.trace(*jax.tree.map(lambda x: double(x) if _is_quadruple(x) else x, args))
+    try:
+        traced = function.trace(*jax.tree.map(lambda x: double(x) if _is_quadruple(x) else x, args))
+    except TypeError as error:
+        raise ProblemError(f"A function of the problem cannot be evaluated in float64: {error}") from error
     if work(traced.jaxpr.jaxpr) > MOST_WORK:
         raise ProblemError(f"In quadruple precision functions may have {MOST_WORK:.0e} operations, these have more.")
     with np.errstate(all="ignore"):  # as in JAX

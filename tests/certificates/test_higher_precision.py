@@ -163,6 +163,8 @@ def test_functions_that_round_keep_their_bound(change):
     h, fine = compute(case, bl.Exact()), compute(plain, bl.Exact())
     assert h.proved
     assert h.bound > 10 * fine.bound
+    with pytest.raises(ProblemError, match=r"unknown in quadruple precision|cannot be evaluated in float64"):
+        sharpened(case, h)
 
 
 def test_what_is_in_float64_already_is_left_alone(dtype):

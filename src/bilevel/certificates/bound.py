@@ -36,6 +36,8 @@ of ``g``; and ``w`` itself is read with this relative error where ``A``, ``B`` a
 means proved up to this model.
 """
 
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -98,11 +100,13 @@ def evaluate(at: Instance, w: Tree, v: Tree) -> Terms:
     return Terms(F, A.mv_transpose(v), g, direct, gradient(at, w, v).grad)
 
 
-def sizes_of(w: Tree, v: Tree, terms: Terms) -> Sizes:
-    """What of the terms enters a bound."""
-    r = tree.sub(terms.Av, terms.g)
-    w_size, v_size, F, residual, g, direct = map(tree.norm, (w, v, terms.F, r, terms.g, terms.direct))
-    return Sizes(w_size, v_size, F, residual, g, direct, energy=tree.dot(v, terms.Av))
+def sizes_of(
+    w: Tree, v: Tree, terms: Terms, norm: Callable[[Tree], Number] = tree.norm, dot: Callable[..., Number] = tree.dot
+) -> Sizes:
+    """What of the terms enters a bound, by the norm and the inner product of their precision."""
+    r = jax.tree.map(operator.sub, terms.Av, terms.g)
+    w_size, v_size, F, residual, g, direct = map(norm, (w, v, terms.F, r, terms.g, terms.direct))
+    return Sizes(w_size, v_size, F, residual, g, direct, energy=dot(v, terms.Av))
 
 
 def bound_from(at: Instance, c: Constants, w: Tree, s: Sizes, u: float) -> tuple[Float[Array, ""], int]:

@@ -7,7 +7,8 @@ float64 can hold: ``w`` and ``v`` are in quadruple precision, too, and reached b
 solved in float64 (iterative refinement, Higham 2002, Chapter 12). Needs the extra ``quadruple``.
 """
 
-from typing import Any
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from jaxtyping import Array, Int
 
 from bilevel import quadruple, tree
 from bilevel.certificates.aposteriori import DENSE_SIZE, SHARP, Certificate, sufficient_constants, used
-from bilevel.certificates.bound import EVALUATION, Sizes, Terms, bound_from, evaluate, rounding_unit
+from bilevel.certificates.bound import EVALUATION, bound_from, evaluate, rounding_unit, sizes_of
+from bilevel.certificates.constants import Constants
 from bilevel.certificates.estimate import loose_solve
 from bilevel.lagrangian import Instance
 from bilevel.linear.factorized import Factorized, factorize
@@ -40,36 +42,54 @@ def certify_in_quadruple(at: Instance, w: Tree, v: Tree, grad: Tree) -> Certific
 
     Notes
     -----
-    Cost: n products of a factorization (n up to 2000), and for each point looked at a few solves with that, and three
-    matvecs at 20 to 50 ns an operation.
+    Cost: three matvecs at 20 to 50 ns an operation for every point looked at; where there is a step n products of a
+    factorization (n up to 2000), and a few products of its solves.
     """
     c = sufficient_constants(at, w)
     if c is None:
         return Certificate(jnp.asarray(jnp.nan), jnp.asarray(False), jnp.asarray(0))
-    near, matvecs = (_factorize(at, w), tree.size(w)) if tree.size(w) <= DENSE_SIZE else (None, 0)
-    w, v, grad = quadruple.quadruple((w, v, grad))
-    u, best = rounding_unit(w, quadruple.EPS), np.inf
-    for _ in range(1 + ROUNDS):
-        terms = quadruple.evaluate(_evaluate, at, w, v)
-        r = jax.tree.map(np.subtract, terms.Av, terms.g)
-        near_w, near_v, F, r_double = quadruple.double((w, v, terms.F, r))
-        own, products = _bound(at, c, near_w, _sizes(w, v, terms, r), u)
-        distance = quadruple.norm(jax.tree.map(np.subtract, grad, terms.grad))
-        best, matvecs = np.fmin(best, distance + float(own)), matvecs + EVALUATION + int(products)
-        if own <= SHARP * distance:
+    w, v = quadruple.quadruple((w, v))
+    here = _look(at, c, w, v, grad)
+    best, matvecs, near = here.total, here.matvecs, None
+    for _ in range(ROUNDS):
+        if here.bound <= SHARP * here.distance:
             break
-        dw, dv, spent = _newton(at, near, near_w, near_v, F, r_double)
-        w, v = jax.tree.map(np.add, (w, v), quadruple.quadruple((dw, dv)))
-        matvecs += int(spent)
+        if near is None and tree.size(here.w) <= DENSE_SIZE:
+            near, matvecs = _factorize(at, here.w), matvecs + tree.size(here.w)
+        dw, dv, spent = _newton(at, near, here.w, here.v, here.F, here.r)
+        w, v = jax.tree.map(operator.add, (w, v), quadruple.quadruple((dw, dv)))
+        here = _look(at, c, w, v, grad)
+        best, matvecs = np.fmin(best, here.total), matvecs + int(spent) + here.matvecs
     bound = best * (1 + MARGIN) if np.isfinite(best) else np.nan
     proved = bool(np.isfinite(bound)) and c.given(*used(c))
     return Certificate(jnp.asarray(bound), jnp.asarray(proved), jnp.asarray(matvecs))
 
 
-def _sizes(w: Tree, v: Tree, terms: Terms, r: Tree) -> Sizes:
-    """What of the terms enters a bound, ``r = A^T v - d_w U``."""
-    w_size, v_size, F, residual, g, direct = map(quadruple.norm, (w, v, terms.F, r, terms.g, terms.direct))
-    return Sizes(w_size, v_size, F, residual, g, direct, energy=float(quadruple.dot(v, terms.Av)))
+class _Looked(NamedTuple):
+    """A point, ``F`` and ``r = A^T v - d_w U`` there, all rounded to float64, and what it proves as a reference."""
+
+    w: Tree
+    v: Tree
+    F: Tree
+    r: Tree
+    distance: float
+    bound: float
+    matvecs: int
+
+    @property
+    def total(self) -> float:
+        return self.distance + self.bound
+
+
+def _look(at: Instance, c: Constants, w: Tree, v: Tree, grad: Tree) -> _Looked:
+    """The terms of a bound at ``(w, v)``, and that bound."""
+    terms = quadruple.evaluate(_evaluate, at, w, v)
+    sizes = sizes_of(w, v, terms, quadruple.norm, quadruple.dot)
+    near_w = quadruple.double(w)
+    bound, products = _bound(at, c, near_w, sizes, rounding_unit(w, quadruple.EPS))
+    distance = quadruple.norm(jax.tree.map(operator.sub, quadruple.quadruple(grad), terms.grad))
+    near_v, F, r = quadruple.double((v, terms.F, jax.tree.map(operator.sub, terms.Av, terms.g)))
+    return _Looked(near_w, near_v, F, r, distance, float(bound), EVALUATION + int(products))
 
 
 @jax.jit
