@@ -57,7 +57,8 @@ class Automatic:
 
     Cold starts end with a probe: one loose solve with a random right-hand side, which meets negative curvature
     and null directions that the right-hand sides of the problem need not contain. Called eagerly, a failure is given a
-    second attempt, with the lower level solved to rounding and with the factorization.
+    second attempt, with the lower level solved to rounding and with the factorization; so is a warm start that took
+    more than n products for the adjoint, since it had no probe.
     """
 
     tol: Any = 1e-4
@@ -96,12 +97,13 @@ class Automatic:
         wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
         n = tree.size(w0)
         h = _small(wish, at, w0, v0, dense=2 * n <= left(wish, 0)) if n <= DENSE else _large(wish, at, w0, v0)
-        if not _may_be_mended(h) or self.max_matvecs is not None:
+        doubtful = v0 is not None and _took_too_many(h, n)
+        if not (doubtful or _may_be_mended(h)) or self.max_matvecs is not None:
             return h
         tight = wish._replace(lower_rtol=tree.eps(w0) ** TIGHTEST)
         # From where the first attempt ended, with steps relative to that, but not from a saddle.
         near_solution = Status(int(h.status)) in NEAR_SOLUTION and bool(tree.all_finite(h.w))
-        begin = h.w if near_solution else w0
+        begin = h.w if near_solution or doubtful else w0
         if n <= DENSE:
             again = _small(tight, at, begin, None, dense=True, double=True)
         else:
@@ -109,7 +111,8 @@ class Automatic:
         if again is None:
             return h
         # One that did not even solve the lower level says less than the first.
-        return _together(again, h) if int(again.lower.status) == Status.MAX_STEPS else _together(h, again)
+        unsolved = int(again.lower.status) == Status.MAX_STEPS and not doubtful
+        return _together(again, h) if unsolved else _together(h, again)
 
 
 def _started(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower: SolveInfo, aids: Aids) -> Passes:
@@ -208,6 +211,14 @@ def _aids(wish: Wish, single: Instance | None, cost: Price, near: Factorized | N
     """What helps the passes; their solves are cut short where another factorization is to be had that would help."""
     most = cost.worth(near) if cost.fits(left(wish, spent)) and (near is None or near.regular) else None
     return Aids(near, single if near is None else None, most)
+
+
+def _took_too_many(h: Hypergradient, n: int) -> bool:
+    """Whether the adjoint of an answer took more products than there are unknowns: A may be singular to rounding.
+
+    A warm start has no probe that would tell; rounding may then be more than the error says.
+    """
+    return not bool(h.failed) and int(h.adjoint.matvecs) > n
 
 
 def _may_be_mended(h: Hypergradient) -> bool:
