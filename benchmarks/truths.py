@@ -65,7 +65,6 @@ def flat(x):
 @jax.jit
 def residuals(at, w, v):
     """``F``, ``A^T v - d_w U`` and ``d_lam U - (d_lam F)^T v``, by their definitions."""
-
     F, transposed = jax.vjp(lambda w, lam: at.problem.lower.residual(w, lam, at.lower_data), w, at.lam)
     g, direct = jax.grad(at.problem.upper, argnums=(0, 1))(w, at.lam, at.upper_data)
     Av, Bv = transposed(v)

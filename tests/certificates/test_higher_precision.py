@@ -167,6 +167,16 @@ def test_functions_that_round_keep_their_bound(change):
         sharpened(case, h)
 
 
+def test_functions_that_draw_are_other_functions_in_float64():
+    def noisy(w):
+        return w + 1e-3 * jax.random.normal(jax.random.key(0), w.shape, w.dtype)
+
+    case = seen_through(noisy)
+    assert not has_double(instance(case), case.w0)
+    with pytest.raises(ProblemError, match="unknown in quadruple precision"):
+        sharpened(case, compute(case, bl.Exact()))
+
+
 def test_what_is_in_float64_already_is_left_alone(dtype):
     case = with_constants("ridge", 0, dtype)
     assert has_double(instance(case), case.w0) == (dtype == jnp.float32)

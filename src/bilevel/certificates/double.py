@@ -54,7 +54,10 @@ def _functions(at: Instance, w: Tree) -> tuple[Tree, Array]:
 
 
 def _rounds(jaxpr: Jaxpr) -> bool:
-    """Whether one of its operations turns float64 into a narrower floating type, or rounds as if it did."""
+    """Whether one of its operations turns float64 into a narrower floating type, rounds as if it did, or draws.
+
+    Random numbers of another precision are other numbers.
+    """
     return any(map(_narrows, jaxpr.eqns)) or any(map(_rounds, subjaxprs(jaxpr)))
 
 
@@ -65,7 +68,7 @@ def _narrows(eqn: JaxprEqn) -> bool:
 
     double = {jnp.dtype("float64")}
     narrowed = double <= floating(eqn.invars) and not floating(eqn.outvars) <= double
-    return narrowed or eqn.primitive.name == "reduce_precision"
+    return narrowed or eqn.primitive.name in ("random_bits", "reduce_precision")
 
 
 _certify = jax.jit(certify)
