@@ -16,7 +16,7 @@ LEVELS = (
     ("precision", "tree", "citations"),
     ("status",),
     ("batch_axes", "permutation", "quadruple"),
-    ("loops", "sampling", "schedules", "prox"),
+    ("loops", "engine", "sampling", "schedules", "prox"),
     ("host",),
     ("linear",),
     ("problems",),

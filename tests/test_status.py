@@ -10,8 +10,8 @@ import pytest
 import bilevel as bl
 from bilevel.status import SolveInfo, Status, code, first_failure, is_failure, raise_if_failed
 
-OK, UNRESOLVED, MAX_STEPS, DIVERGED, SINGULAR = (
-    Status.OK, Status.UNRESOLVED, Status.MAX_STEPS, Status.DIVERGED, Status.SINGULAR
+OK, DAMPED, UNRESOLVED, MAX_STEPS, DIVERGED, SINGULAR = (
+    Status.OK, Status.DAMPED, Status.UNRESOLVED, Status.MAX_STEPS, Status.DIVERGED, Status.SINGULAR
 )  # fmt: skip
 
 
@@ -19,17 +19,17 @@ OK, UNRESOLVED, MAX_STEPS, DIVERGED, SINGULAR = (
 def test_every_outcome_is_a_sentence(status):
     assert status.sentence[0].isupper() or status.sentence.startswith("NaN")
     assert status.sentence.endswith(".")
-    assert status.failed == bool(is_failure(code(status))) == (status not in (OK, UNRESOLVED))
+    assert status.failed == bool(is_failure(code(status))) == (status not in (OK, DAMPED, UNRESOLVED))
 
 
 def _first(statuses):
-    """The first failure, else the largest."""
-    return next((s for s in statuses if s.failed), max(statuses))
+    """The first failure, else the gravest."""
+    return next((s for s in statuses if s.failed), max(statuses, key=(OK, DAMPED, UNRESOLVED, *Status).index))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_first_failure_is_the_cause(count):
-    for statuses in product((OK, UNRESOLVED, MAX_STEPS, DIVERGED), repeat=count):
+    for statuses in product((OK, DAMPED, UNRESOLVED, MAX_STEPS, DIVERGED), repeat=count):
         assert int(first_failure(*map(code, statuses))) == _first(statuses)
 
 
@@ -54,7 +54,7 @@ def test_failures_raise_with_their_result():
     assert caught.value.result is result
     assert caught.value.status == DIVERGED
     assert isinstance(caught.value, bl.BilevelError)
-    for status in (OK, UNRESOLVED):
+    for status in (OK, DAMPED, UNRESOLVED):
         raise_if_failed(SimpleNamespace(status=code(status)), "Solve")
 
 

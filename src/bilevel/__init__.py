@@ -28,7 +28,7 @@ from bilevel.methods.nsid import NSID
 from bilevel.methods.sid import SID
 from bilevel.optimize import optimize
 from bilevel.plan import plan
-from bilevel.problems import Lower, Problem, composite, fixed_point, minimization, root
+from bilevel.problems import Lower, Problem, batched, composite, fixed_point, minimization, root
 from bilevel.sampling import Sampler, Stream, shuffle
 from bilevel.schedules import Constant, Decreasing, from_rates
 from bilevel.solvers.anderson import Anderson
@@ -88,6 +88,7 @@ __all__ = [
     "StochasticRichardson",
     "Stream",
     "algorithms",
+    "batched",
     "check_hypergradient",
     "composite",
     "diagnose",

@@ -124,9 +124,11 @@ def hypergradient(
     if on_host(lower_data, upper_data):
         h = sid_on_host(method, *inputs, key, error=error)
         return _deliver(h if tol is None else judged(h, tol, atol), on_failure)
-    eager = not _is_traced((*inputs, method))
+    bounded = error and isinstance(method, CERTIFYING) and problem.constants is not None
+    bounded &= getattr(method, "damping", None) is None
+    eager = (isinstance(method, Automatic) or bounded) and not _is_traced((*inputs, method))
     at = Instance(problem, lam, lower_data, upper_data)
-    double = eager and error and isinstance(method, CERTIFYING) and problem.constants is not None and has_double(at, w0)
+    double = eager and bounded and has_double(at, w0)
     if double:  # the bound comes later
         inputs = (replace(problem, constants=None), *inputs[1:])
     if eager and isinstance(method, Automatic):

@@ -8,9 +8,15 @@
 gives to first order the change of ``d_lam l``, which is minus its error:
 
     correction = d2_lam,w l dw - (d_lam F)^T dv.
+
+Where A is indefinite or nearly singular the adjoint equation may be damped, ``d_w l = delta v``, that is
+``(A^T + delta I) v = d_w U``. ``F = 0`` stays as it is, and of Newton's method the second equation becomes
+
+    (A^T + delta I) dv = d_w l - delta v + d2_ww l dw.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bilevel import tree
-from bilevel.linear.operator import LinearOperator
+from bilevel.linear.operator import LinearOperator, damped
 from bilevel.problems import Problem
 from bilevel.status import SolveInfo, Status, code
 
@@ -56,7 +62,7 @@ class Gradient(NamedTuple):
 
 
 class Correction(NamedTuple):
-    """A Newton step on ``F = 0``, ``d_w l = 0``, and what it changes to first order.
+    """A Newton step on ``F = 0``, ``d_w l = delta v``, and what it changes to first order.
 
     ``change`` is the correction of ``d_lam l``: its norm estimates the error of ``d_lam l`` at ``(w, v)``. ``F`` is
     the residual there.
@@ -77,24 +83,31 @@ def gradient(at: Instance, w: Tree, v: Tree) -> Gradient:
     return Gradient(tree.sub(upper, lower), tree.norm(upper) + tree.norm(lower))
 
 
-def correct(at: Instance, w: Tree, v: Tree, solve: LinearSolve, solve_adjoint: LinearSolve | None = None) -> Correction:
+def correct(
+    at: Instance, w: Tree, v: Tree, solve: LinearSolve, solve_adjoint: LinearSolve | None = None, damping: Any = None
+) -> Correction:
     """Newton step from ``(w, v)`` with the given linear solves (``solve_adjoint`` defaults to ``solve``).
 
-    Cost: the two solves, one matvec for ``d_w l`` and one for ``d2_ww l dw``, both counted to the adjoint.
+    With a ``damping`` delta of the adjoint equation ``A + delta I`` must be definite where else A must: ``solve`` is
+    given an A of which nothing is said. Cost: the two solves, one matvec for ``d_w l`` and one for ``d2_ww l dw``,
+    both counted to the adjoint.
     """
     F, A = at.linearize(w)
-    dw, lower = solve(A, tree.neg(F))
+    dw, lower = solve(replace(A, definite=A.definite and damping is None), tree.neg(F))
     # One derivative along dw of (d_w l, d_lam l) gives the primal d_w l and both second derivatives.
     by_w_lam = jax.grad(lambda w, lam: at._replace(lam=lam).value(w, v), argnums=(0, 1))
     (l_w, _), (l_ww_dw, l_lw_dw) = jax.jvp(lambda w: by_w_lam(w, at.lam), (w,), (dw,))
-    dv, adjoint = (solve_adjoint or solve)(A.T, tree.add(l_w, l_ww_dw))
+    residual = l_w if damping is None else tree.axpy(-damping, v, l_w)
+    dv, adjoint = (solve_adjoint or solve)(damped(A.T, damping), tree.add(residual, l_ww_dw))
     change = tree.sub(l_lw_dw, _mixed(at, w, dv))
     return Correction(F, dw, dv, change, lower, adjoint.plus(2))
 
 
-def refine(at: Instance, w: Tree, v: Tree, solve: LinearSolve) -> tuple[Tree, Tree, Correction]:
-    """``(w + dw, v + dv)``: the error of ``d_lam l`` there is of second order."""
-    step = correct(at, w, v, solve)
+def refine(
+    at: Instance, w: Tree, v: Tree, solve: LinearSolve, solve_adjoint: LinearSolve | None = None, damping: Any = None
+) -> tuple[Tree, Tree, Correction]:
+    """``(w + dw, v + dv)`` by :func:`correct`: the error of ``d_lam l`` there is of second order."""
+    step = correct(at, w, v, solve, solve_adjoint, damping)
     return tree.add(w, step.dw), tree.add(v, step.dv), step
 
 

@@ -25,6 +25,16 @@ def bounded_while(
     return jax.lax.while_loop(go_on, lambda carry: (carry[0] + 1, body(carry[1])), (jnp.asarray(0), state))[1]
 
 
+def repeat(body: Callable[[State], State], state: State, steps: Any) -> State:
+    """``state = body(state)``, ``steps`` times, in a loop that holds nothing else.
+
+    Its length is known to the compiler where ``steps`` is an int: a GPU then need not ask the host before every
+    step. There are no derivatives in reverse mode, as those of a truncated iteration are not those of what it
+    approximates; :func:`unroll` has them.
+    """
+    return bounded_while(lambda _: jnp.asarray(True), body, state, steps)
+
+
 def full_length_loop(
     condition: Callable[[State], Bool[Array, ""]], body: Callable[[State], State], state: State, steps: Any
 ) -> State:

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 
 from bilevel import tree
-from bilevel.automatic.method import DENSE
 from bilevel.hypergradient import DEFAULT_TOL, hypergradient
 from bilevel.linear.cg import CG
 from bilevel.linear.dense import Dense
@@ -17,6 +16,8 @@ from bilevel.problems import Lower, Problem
 from bilevel.solvers import default_solver
 
 Tree = Any
+
+DENSE = 300  # unknowns up to which A is factorized
 
 MARGIN = 0.1  # part of the tolerance that is used, for problems a little harder than the one at hand
 TIGHTER = 0.1  # from the tolerances of one trial to those of the next

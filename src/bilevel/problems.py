@@ -1,7 +1,8 @@
 """Bilevel problems: a lower level ``F(w, lam) = 0`` and an upper objective ``U(w, lam)``."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -10,6 +11,7 @@ from jax.interpreters import partial_eval
 from jaxtyping import Array, Float
 
 from bilevel import tree
+from bilevel.batch_axes import Axes, as_axes, spread
 from bilevel.linear.operator import LinearOperator
 from bilevel.prox import ProximalGradient
 from bilevel.status import ProblemError
@@ -24,16 +26,45 @@ Kind = Literal["minimization", "fixed_point", "root"]
 class Lower:
     """A lower-level problem, read as the residual equation ``F(w, lam) = 0``.
 
-    Made by :func:`minimization`, :func:`fixed_point`, :func:`composite` and :func:`root`.
+    Made by :func:`minimization`, :func:`fixed_point`, :func:`composite`, :func:`root` and :func:`batched`. With
+    ``members``, the axes of a batch of independent problems, ``function`` is that of one member and ``A`` is block
+    diagonal.
     """
 
     function: Function = field(metadata={"static": True})
     kind: Kind = field(metadata={"static": True})
     symmetric: bool = field(metadata={"static": True})
     step: Any = None
+    members: Axes | None = field(default=None, metadata={"static": True})
+
+    def each(
+        self, function: Callable[..., Any], w: Tree, lam: Tree, data: Tree, *vectors: Tree, out_axes: Any = 0
+    ) -> Any:
+        """``function(member, w, lam, data, *vectors)`` for every member of a batch at once, ``vectors`` being like w.
+
+        For a problem that is no batch, itself is the only member.
+        """
+        if self.members is None:
+            return function(self, w, lam, data, *vectors)
+        member, axes = replace(self, members=None), self.member_axes
+        in_axes = (*axes, *[axes[0]] * len(vectors))
+        return jax.vmap(partial(function, member), in_axes, out_axes)(w, lam, data, *vectors)
+
+    @property
+    def member_axes(self) -> tuple[Any, Any, Any]:
+        """``in_axes`` of ``jax.vmap`` for ``(w, lam, data)`` of a batch."""
+        assert self.members is not None
+        return self.members.structure.unflatten(self.members.leaves)
+
+    def loss(self, w: Tree, lam: Tree, data: Tree) -> Float[Array, ""]:
+        """What a minimization minimizes; of a batch the sum over its members."""
+        losses = self.each(lambda one, *arguments: one.function(*arguments), w, lam, data)
+        return losses if self.members is None else jnp.sum(losses)
 
     def residual(self, w: Tree, lam: Tree, data: Tree) -> Tree:
         """``F(w, lam)``, a vector like ``w``. Cost: one matvec."""
+        if self.members is not None:
+            return self.each(Lower.residual, w, lam, data, out_axes=self.member_axes[0])
         if self.kind == "minimization":
             return jax.grad(self.function)(w, lam, data)
         if self.kind == "fixed_point":
@@ -42,6 +73,8 @@ class Lower:
 
     def pairing(self, v: Tree, w: Tree, lam: Tree, data: Tree) -> Float[Array, ""]:
         """``<v, F(w, lam)>``; for a minimization the derivative of the loss along ``v``."""
+        if self.members is not None:
+            return jnp.sum(self.each(lambda one, w, lam, data, v: one.pairing(v, w, lam, data), w, lam, data, v))
         if self.kind == "minimization":
             return jax.jvp(lambda w: self.function(w, lam, data), (w,), (v,))[1]
         return tree.dot(v, self.residual(w, lam, data))
@@ -50,10 +83,12 @@ class Lower:
         """``F(w, lam)`` and ``A = d_w F(w, lam)``; the nonlinear part is evaluated once, here."""
         F, mv = jax.linearize(lambda w: self.residual(w, lam, data), w)
         step = self.step if self.kind == "minimization" else 1.0
+        batch = self.members is not None
         if self.symmetric:
-            return F, LinearOperator(mv, mv, symmetric=True, definite=self.kind == "minimization", step=step)
+            definite = self.kind == "minimization"
+            return F, LinearOperator(mv, mv, symmetric=True, definite=definite, step=step, batch=batch)
         transpose = jax.linear_transpose(mv, w)
-        return F, LinearOperator(mv, lambda x: transpose(x)[0], step=step)
+        return F, LinearOperator(mv, lambda x: transpose(x)[0], step=step, batch=batch)
 
 
 @tree.record
@@ -191,6 +226,52 @@ def root(residual: Function, symmetric: bool = False) -> Lower:
     return Lower(residual, "root", symmetric)
 
 
+def batched(lower: Lower, in_axes: Any = (0, None, 0)) -> Lower:
+    """Independent lower-level problems of one kind, solved side by side: folds, tasks.
+
+    The functions of ``lower`` are those of one member. Every member has its own steps and status, and ``A`` is block
+    diagonal: it is never factorized as one dense matrix. The upper-level objective takes the ``w`` of all members.
+
+    Parameters
+    ----------
+    lower
+        The problem of one member.
+    in_axes
+        Where the members lie in ``(w, lam, data)``, as in ``jax.vmap``: an axis, None for what all members share, or a
+        pytree of these for each of the three.
+
+    Raises
+    ------
+    ProblemError
+        ``lower`` is a batch already, ``in_axes`` has not three entries, or members share ``w``.
+
+    Examples
+    --------
+    Two folds of a ridge regression, one penalty for both:
+
+    >>> import jax.numpy as jnp
+    >>> import bilevel as bl
+    >>> def loss(w, lam, data):
+    ...     x, y, weights = data
+    ...     return jnp.sum(weights * (w * x - y) ** 2) + lam * w**2
+    >>> def validation(w, lam, data):
+    ...     x, y, weights = data  # rows by folds, as in the lower level
+    ...     return jnp.sum((1 - weights) * (x[:, None] * w[None] - y[:, None]) ** 2)
+    >>> lower = bl.batched(bl.minimization(loss), in_axes=(0, None, (None, None, 1)))
+    >>> data = jnp.array([1.0, 2.0]), jnp.array([1.0, 3.0]), jnp.eye(2)
+    >>> h = bl.hypergradient(bl.Problem(lower, validation), 1.0, jnp.zeros(2), lower_data=data, upper_data=data)
+    >>> print(h.w.round(3), h.lower.status, f"{h.grad:.3f}")
+    [0.5 1.2] [0 0] 1.904
+    """
+    if lower.members is not None:
+        raise ProblemError("lower is a batch already: give batched(...) the problem of one member.")
+    if not isinstance(in_axes, tuple) or len(in_axes) != 3:
+        raise ProblemError(f"in_axes must hold three entries, those of w, lam and data, but is {in_axes!r}.")
+    if None in jax.tree.leaves(in_axes[0], is_leaf=lambda axis: axis is None):
+        raise ProblemError(f"Every leaf of w needs an axis for the members, but in_axes holds {in_axes[0]!r} for w.")
+    return replace(lower, members=as_axes(in_axes))
+
+
 def validate_lower(lower: Lower, lam: Tree, w: Tree, data: Tree) -> None:
     """Check the forms of ``w``, ``lam`` and what the lower-level function returns; runs at trace time.
 
@@ -201,6 +282,9 @@ def validate_lower(lower: Lower, lam: Tree, w: Tree, data: Tree) -> None:
     """
     _require_floating("w0", w)
     _require_floating("lam", lam)
+    if lower.members is not None:
+        members = [_first_member(*pair) for pair in zip(lower.member_axes, (w, lam, data), strict=True)]
+        lower, (w, lam, data) = replace(lower, members=None), members
     if lower.kind == "minimization":
         _require_scalar("loss", lower.function, w, lam, data)
     elif isinstance(lower.function, ProximalGradient):
@@ -247,6 +331,16 @@ def validate(
                 f"lam{jax.tree_util.keystr(path)} enters neither the lower-level problem nor the upper objective; "
                 "remove it from lam or use it."
             )
+
+
+def _first_member(axes: Any, batch: Tree) -> Tree:
+    """The shapes of one member."""
+    leaves, structure = jax.tree.flatten(batch)
+    taken = [
+        x if axis is None else jax.eval_shape(lambda x, axis=axis: jax.lax.index_in_dim(x, 0, axis, False), x)
+        for x, axis in zip(leaves, spread(axes, batch), strict=True)
+    ]
+    return structure.unflatten(taken)
 
 
 def _require_floating(name: str, value: Tree) -> None:

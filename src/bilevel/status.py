@@ -13,6 +13,7 @@ from bilevel import tree
 class Status(enum.IntEnum):
     """What a solve ended with. Codes from ``MAX_STEPS`` on are failures; :attr:`sentence` says it in words."""
 
+    DAMPED = -1
     OK = 0
     UNRESOLVED = 1
     MAX_STEPS = 2
@@ -38,6 +39,10 @@ class Status(enum.IntEnum):
 
 _SENTENCES = {
     Status.OK: "The solve ended as asked.",
+    Status.DAMPED: (
+        "The solve ended as asked, with a damped adjoint: hypergradient and error are those of the damped problem, "
+        "not of the one that was given."
+    ),
     Status.UNRESOLVED: (
         "The result stands, but its relative error is above 10 % or was not resolved within the budget: "
         "take the error estimate as a warning, not as a number."
@@ -119,13 +124,17 @@ def is_failure(status: Int[Array, ""]) -> Bool[Array, ""]:
 
 
 def first_failure(*statuses: Int[Array, ""]) -> Int[Array, ""]:
-    """The first failure in causal order, else the gravest of what remains."""
+    """The first failure in causal order, else the gravest of what remains: ``UNRESOLVED``, ``DAMPED``, ``OK``."""
     result = statuses[-1]
     for status in reversed(statuses[:-1]):
-        result = jnp.where(
-            is_failure(status), status, jnp.where(is_failure(result), result, jnp.maximum(status, result))
-        )
+        result = jnp.where(is_failure(status), status, jnp.where(is_failure(result), result, _graver(status, result)))
     return result
+
+
+def _graver(a: Int[Array, ""], b: Int[Array, ""]) -> Int[Array, ""]:
+    """Of two outcomes that are no failures. ``DAMPED`` has its place between ``OK = 0`` and ``UNRESOLVED = 1``."""
+    larger = jnp.maximum(a, b)
+    return jnp.where(larger == Status.OK, jnp.minimum(a, b), larger)
 
 
 class BilevelError(Exception):

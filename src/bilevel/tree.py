@@ -77,6 +77,11 @@ def norm(a: Tree) -> Float[Array, ""]:
     return unit * jnp.sqrt(_total([jnp.sum(jnp.square(x / unit.astype(x.dtype))) for x in leaves]))
 
 
+def quick_norm(a: Tree) -> Float[Array, ""]:
+    """2-norm by one pass where float64 holds the squares of all but the most extreme numbers, else :func:`norm`."""
+    return jnp.sqrt(dot(a, a)) if dtype(a) == jnp.float64 else norm(a)
+
+
 def largest(a: Tree) -> Float[Array, ""]:
     """Largest absolute value of an entry; 0 where there is none."""
     return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0).astype(dtype(a)) for x in jax.tree.leaves(a)]))
@@ -166,6 +171,16 @@ def strong(a: Tree) -> Tree:
 def in_double(a: Tree) -> Tree:
     """Floating arrays in float64, all others as they are; with x64 enabled."""
     return jax.tree.map(lambda x: jnp.asarray(x, float) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, a)
+
+
+def in_single(a: Tree) -> Tree:
+    """Arrays of float64 in float32, all others as they are."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.result_type(x) == jnp.float64 else x, a)
+
+
+def astype(a: Tree, like: Tree) -> Tree:
+    """``a`` in the dtypes of ``like``."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), a, like)
 
 
 def _total(sums: Tree) -> Float[Array, ""]:

@@ -6,9 +6,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevel as bl
-from bilevel.automatic.secant import secant_steps
-from bilevel.lagrangian import Instance
-from bilevel.linear.factorized import factorize
 from bilevel.status import Status
 from families import FAMILIES
 
@@ -114,37 +111,3 @@ def test_explains_itself_in_words(dtype):
     assert f"{float(h.error):.1e}" in text
     assert f"{int(h.lower.matvecs)} matvecs" in text
     assert Status.OK.sentence in text
-
-
-def secants(lower, lam, w0, data, rtol):
-    """Secant steps with the Hessian at the start."""
-    at = Instance(bl.Problem(lower, distance_to_target), lam, data, None)
-    return secant_steps(at, w0, rtol, factorize(at.linearize(w0)[1], w0))
-
-
-def test_one_secant_step_solves_a_quadratic(dtype):
-    lower, solution, _ = quadratic(30, dtype)
-    w, info = secants(lower, jnp.asarray(1.0, dtype), jnp.ones(30, dtype), jnp.asarray(1.0, dtype), 1e-4)
-    assert (int(info.steps), int(info.matvecs), Status(int(info.status))) == (1, 2, Status.OK)
-    assert norm(w - solution) <= 100 * float(jnp.finfo(dtype).eps) * norm(solution)
-    _, info = secants(lower, jnp.asarray(1.0, dtype), solution, jnp.asarray(1.0, dtype), 1e-4)
-    assert (int(info.steps), int(info.matvecs), Status(int(info.status))) == (0, 1, Status.OK)
-
-
-def test_secant_steps_make_up_for_a_hessian_that_has_become_smaller(dtype):
-    """``cosh(w) - 1 + w^2 / 2 - w``, from where the Hessian is nine times that of the solution."""
-    lower = bl.minimization(lambda w, lam, data: jnp.sum(jnp.cosh(w) + 0.5 * lam * w**2 - data * w))
-    w, info = secants(lower, jnp.asarray(1.0, dtype), jnp.full(3, 3.6, dtype), jnp.ones(3, dtype), 1e-3)
-    assert Status(int(info.status)) == Status.OK
-    assert norm(jnp.sinh(w) + w - 1) <= 0.05  # the step to come is longer, M having been small
-
-
-@pytest.mark.float64
-def test_newton_takes_over_where_secant_steps_meet_negative_curvature():
-    """``log(1 + (w - lam)^2)`` is concave beyond a distance of one, where the first step leads."""
-    lower = bl.minimization(lambda w, lam, data: jnp.sum(jnp.log(1 + (w - lam) ** 2)))
-    start, lam = jnp.array([0.9]), jnp.array([0.0])
-    _, info = secants(lower, lam, start, None, 1e-4)
-    assert Status(int(info.status)) == Status.NO_DESCENT
-    h = bl.hypergradient(bl.Problem(lower, distance_to_target), lam, start, upper_data=jnp.array([2.0]), tol=1e-6)
-    assert abs(float(h.grad[0]) + 2) <= 1e-5  # w = lam, so that U' = lam - 2

@@ -222,7 +222,7 @@ def _mean(done: Certified, state: ISGDState, tasks: Array) -> Hypergradient:
     mean = replace(
         h, grad=grad, value=value, w=w, v=v, error=error, bound=bound, proved=h.proved.all(), scale=scale,
         lower=_together(h.lower), adjoint=_together(h.adjoint), error_info=_together(h.error_info), status=gravest,
-        method=f"{h.method}, mean over {len(tasks)} tasks",
+        method=f"{h.method}, mean over {len(tasks)} tasks", damping=jnp.max(h.damping),
     )  # fmt: skip
     resolved = jnp.where(mean.relative_error <= RESOLVED, code(Status.OK), code(Status.UNRESOLVED))
     return replace(mean, status=first_failure(gravest, resolved))
@@ -237,6 +237,8 @@ def _check(algorithm: ISGD) -> None:
     """Refuse what is of the wrong form."""
     if not isinstance(algorithm.method, AID):
         raise ProblemError(f"method of ISGD must be AID(...), but is {algorithm.method!r}.")
+    if algorithm.method.damping is not None:
+        raise ProblemError("ISGD certifies the error of true hypergradients: method must be AID without damping=.")
     for name in ("step", "tolerance"):
         schedule = getattr(algorithm, name)
         check_schedule(schedule)

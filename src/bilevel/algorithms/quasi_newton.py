@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
 from bilevel.algorithms.step_info import StepInfo, told
-from bilevel.automatic.rounds import DENSE_MOST
+from bilevel.automatic.tools import DENSE_MOST
 from bilevel.hypergradient import hypergradient
 from bilevel.lagrangian import Instance
 from bilevel.methods.base import Hypergradient

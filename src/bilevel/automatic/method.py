@@ -1,65 +1,44 @@
-"""The automatic method: its parameters, and which programs run in which order."""
+"""The automatic method: accuracy in, hypergradient out."""
 
-import math
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from bilevel import tree
-from bilevel.automatic.passes import Passes, advance, finish, first_state
-from bilevel.automatic.rounds import FEW_ROUNDS, Arrival, Price, arrive, arrive_from_afar, factorize_here, left, price
-from bilevel.automatic.single import Aids, in_single
-from bilevel.automatic.start import Wish, lower_rtol, solve_densely, solve_lower, start
+from bilevel.automatic.flat import on_vectors
+from bilevel.automatic.kernels import Sizes, Stationary, defect, layouts_of, picard, prepare, stationarity, unravel
+from bilevel.automatic.rounds import LOOSE, ROUNDING, Ask, Rounds, accepts, rounds, serious, whole
+from bilevel.automatic.tools import BLOCK, DENSE_MOST, Dense, Products
+from bilevel.certificates.aposteriori import certify
+from bilevel.certificates.estimate import RESOLVED
+from bilevel.engine import HOST, TRACED, Engine
 from bilevel.lagrangian import Instance
-from bilevel.linear.factorized import Factorized
-from bilevel.methods.base import Hypergradient, nothing_done
-from bilevel.problems import Problem, validate
-from bilevel.solvers.base import scale
+from bilevel.linear.dense import fixed_vector
+from bilevel.linear.spectral import probe_vector
+from bilevel.methods.base import Hypergradient
+from bilevel.problems import Problem
+from bilevel.solvers.base import MAX_NEWTON_STEPS
+from bilevel.solvers.newton import RUNNING, Descent, begin_at
+from bilevel.solvers.newton_krylov import PICARD_STEPS
 from bilevel.status import SolveInfo, Status
 
 Tree = Any
 
-DENSE = 300  # systems up to this size are always factorized
-NEAR_SOLUTION = (Status.SINGULAR, Status.TOLERANCE_UNMET)  # ends of an attempt after which the lower level is solved
-TIGHTEST = 0.75  # relative step of the lower-level solver in a second attempt, in powers of eps
+UNLIMITED = 2**30
+SMALL = 1e7  # multiplications of a dense matrix and its inverse that cost less than the steering from the host
+SHARE = 0.1  # of what a direction holds of a random vector on average: eleven of twelve hold more
+STABLE = 0.3  # relative change of A, against its inverse, over the distance to the solution
+VANISHING = 100.0  # a gradient below so many times its own rounding error is zero for all that can be known
 
 
 @tree.record
 @dataclass(frozen=True)
 class Automatic:
-    """Hypergradient to an accuracy, ``error <= tol * norm(grad) + atol``, with nothing to tune.
-
-    Parameters
-    ----------
-    tol
-        Relative accuracy of the hypergradient.
-    atol
-        Absolute accuracy; default ``tol * sqrt(eps) * scale``, see :class:`~bilevel.methods.base.Hypergradient`.
-    max_matvecs
-        Budget of everything: lower level, adjoint, probe and error estimate, give or take a few for what surrounds the
-        solves. Where it is spent first the status is ``TOLERANCE_UNMET``. Default no limit.
-
-    Notes
-    -----
-    Up to 300 unknowns the dense ``A`` is factorized at the start, by n products in one block, and up to 191 again at
-    the solution; that preconditions all that follows. Larger problems begin with L-BFGS where they are minimizations,
-    warm starts (``v0`` given) with Newton's method. Up to 3000 unknowns a factorization comes, called eagerly, once the
-    products since the last one are taken to have cost as much as that (:mod:`bilevel.automatic.rounds`). A budget
-    allows those that leave as many products over as they take, inside transformations none, and no second attempt.
-
-    Called eagerly on a minimization in float64, up to 300 unknowns go to the solution by secant steps with it
-    (:mod:`bilevel.automatic.secant`), and by Newton's method where those do not arrive. The factorization, and for
-    larger problems L-BFGS and the loose linear solves, are done in float32 where the functions allow it, and done
-    again in float64 where that led to no answer. Residuals, and so the error, are always in float64.
-
-    Cold starts end with a probe: one loose solve with a random right-hand side, which meets negative curvature
-    and null directions that the right-hand sides of the problem need not contain. Called eagerly, a failure is given a
-    second attempt, with the lower level solved to rounding and with the factorization; so is a warm start that took
-    more than n products for the adjoint, since it had no probe.
-    """
+    """TODO."""
 
     tol: Any = 1e-4
     atol: Any = None
@@ -68,177 +47,169 @@ class Automatic:
     def check(self, problem: Problem) -> None:
         """Every problem is allowed."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        lam: Tree,
-        w0: Tree,
-        v0: Tree | None,
-        lower_data: Tree,
-        upper_data: Tree,
-        key: Array | None = None,
-        *,
-        error: bool = True,
-    ) -> Hypergradient:
-        """All passes in one program, for use inside transformations."""
+    def __call__(self, problem, lam, w0, v0, lower_data, upper_data, key=None, *, error=True) -> Hypergradient:
+        """All in one program, for use inside transformations."""
         at = Instance(problem, lam, lower_data, upper_data)
-        wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
-        dense = self.max_matvecs is None and tree.size(w0) <= DENSE
-        return _complete(wish, at, w0, v0, dense=dense, single=None)
+        return _complete(TRACED, at, w0, v0, self, dense=self.max_matvecs is None and _is_small(at, w0))
 
-    def staged(
-        self, problem: Problem, lam: Tree, w0: Tree, v0: Tree | None, lower_data: Tree, upper_data: Tree
-    ) -> Hypergradient:
-        """The same, steered from the host: a second attempt is only compiled where it is needed.
-
-        So is what few problems above 300 unknowns need.
-        """
+    def staged(self, problem, lam, w0, v0, lower_data, upper_data) -> Hypergradient:
+        """Eagerly: small problems by one program, larger ones steered from the host."""
         at = Instance(problem, lam, lower_data, upper_data)
-        wish = Wish(self.tol, self.atol, self.max_matvecs, math.inf)
-        n = tree.size(w0)
-        h = _small(wish, at, w0, v0, dense=2 * n <= left(wish, 0)) if n <= DENSE else _large(wish, at, w0, v0)
-        doubtful = v0 is not None and _took_too_many(h, n)
-        if not (doubtful or _may_be_mended(h)) or self.max_matvecs is not None:
-            return h
-        tight = wish._replace(lower_rtol=tree.eps(w0) ** TIGHTEST)
-        # From where the first attempt ended, with steps relative to that, but not from a saddle.
-        near_solution = Status(int(h.status)) in NEAR_SOLUTION and bool(tree.all_finite(h.w))
-        begin = h.w if near_solution or doubtful else w0
-        if n <= DENSE:
-            again = _small(tight, at, begin, None, dense=True, double=True)
-        else:
-            again = _again(tight, at, begin, near_solution)
-        if again is None:
-            return h
-        # One that did not even solve the lower level says less than the first.
-        unsolved = int(again.lower.status) == Status.MAX_STEPS and not doubtful
-        return _together(again, h) if unsolved else _together(h, again)
+        if _is_small(at, w0) and (self.max_matvecs is None or 3 * tree.size(w0) <= int(self.max_matvecs)):
+            return _small(self, at, w0, v0)
+        with np.errstate(all="ignore"):
+            return jax.device_put(_complete(HOST, at, w0, v0, self, dense=False))
 
 
-def _started(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, w: Tree, lower: SolveInfo, aids: Aids) -> Passes:
-    begun = start(wish, at, w0, v0, w, lower, aids)
-    return first_state(at, begun, scale(begun.w, w0))
-
-
-def _complete(
-    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, *, dense: bool, single: Instance | None
-) -> Hypergradient:
-    """The lower level, the start and all passes; with a factorization of A where it is to be dense."""
-    validate(at.problem, at.lam, w0, at.lower_data, at.upper_data)
-    rtol = lower_rtol(wish, w0)
-    if dense:
-        w, lower, near = solve_densely(wish, at, w0, rtol, single)
-    else:
-        (w, lower), near = solve_lower(at, w0, rtol, most=wish.max_matvecs), None
-    aids = Aids(near)
-    state = _started(wish, at, w0, v0, w, lower, aids)
-    state = jax.lax.while_loop(lambda s: s.running, lambda s: advance(wish, at, aids, s), state)
-    return finish(wish, at, state, _name(aids))
+def _is_small(at: Instance, w: Tree) -> bool:
+    """Whether a dense matrix and its inverse cost less than the calls that steer the other way."""
+    n = sum(map(prod, layouts_of(at, w)[0].shapes))
+    return tree.size(w) * (n * n + tree.size(at.lower_data)) <= SMALL
 
 
 @jax.jit
-def _first_from(wish, at, w0, v0, w, lower, aids):
-    """From a solution of the lower level to the first judgment, and the answer if it is the last."""
-    s = _started(wish, at, w0, v0, w, lower, aids)
-    s = jax.lax.cond(s.running, lambda s: advance(wish, at, aids, s), lambda s: s, s)
-    return s, finish(wish, at, s, _name(aids))
+def _small(ask: Automatic, at: Instance, w0: Tree, v0: Tree | None) -> Hypergradient:
+    return _complete(TRACED, at, w0, v0, ask, dense=True)
 
 
-@partial(jax.jit, static_argnames=("dense", "double"))
-def _small(wish, at, w0, v0, *, dense, double=False):
-    """All of it in one program, which returns the answer and nothing else: arrays take time to hand over, too."""
-    return _complete(wish, at, w0, v0, dense=dense, single=None if double else in_single(at, w0))
+def _complete(
+    engine: Engine, at: Instance, w0: Tree, v0: Tree | None, method: Automatic, *, dense: bool
+) -> Hypergradient:
+    """On vectors, and back to pytrees."""
+    (w, v, lam), single = prepare(at, w0, v0, narrow=engine.eager)
+    layouts = layouts_of(at, w0)
+    flat = on_vectors(at, *layouts)._replace(lam=lam)
+    if single is not None:
+        single = flat._replace(lam=single[0], lower_data=single[1], upper_data=None)
+    h = _on_vectors(engine, flat, single, w, v, method, dense=dense)
+    if not all(x is not None and x.trivial for x in layouts):
+        h = replace(h, **dict(zip(("w", "v", "grad"), unravel(layouts, h.w, h.v, h.grad), strict=True)))
+    return _certified(engine, at, h)
 
 
-def _large(wish: Wish, at: Instance, w0: Tree, v0: Tree | None) -> Hypergradient:
-    """Cold starts in single precision, as far as that goes, and where it does not lead to an answer in double."""
-    single = _in_single(at, w0) if v0 is None else None
-    h = _attempt(wish, at, w0, v0, single)
-    rest = left(wish, h.matvecs)
-    if single is None or Status(int(h.status)) == Status.OK or rest == 0:
-        return h
-    return _together(
-        h, _attempt(wish if wish.max_matvecs is None else wish._replace(max_matvecs=rest), at, w0, v0, None)
+def _on_vectors(
+    engine: Engine,
+    at: Instance,
+    single: Instance | None,
+    w0: Array,
+    v0: Array | None,
+    method: Automatic,
+    *,
+    dense: bool,
+) -> Hypergradient:
+    """The lower level, the adjoint and the rounds, the probe, and the verdict."""
+    xp, eps, real = engine.xp, tree.eps(w0), tree.dtype(w0)
+    tol = xp.asarray(method.tol, real)
+    ask = Ask(tol, method.atol, UNLIMITED if method.max_matvecs is None else method.max_matvecs)
+    n = w0.shape[-1]
+    if dense:
+        tools = Dense(engine, at)
+    else:
+        contraction = engine.eager and at.problem.lower.kind == "fixed_point"
+        price = w0.size / BLOCK if engine.eager and n <= DENSE_MOST else None
+        tools = Products(engine, at, single, contraction, price)
+    rtol = xp.clip(0.1 * xp.sqrt(tol), eps**0.75, 0.3 * LOOSE)
+    start, spent = w0, 0
+    if at.problem.lower.kind == "fixed_point":
+        start, info = engine.call(picard, at, w0, rtol, xp.clip(ask.most - 2, 0, PICARD_STEPS))
+        spent = xp.sum(info.matvecs)
+    zero = xp.zeros(w0.shape[:-1], real)
+    d = begin_at(engine, at, tools, start, zero)
+    r = rounds(engine, at, tools, ask, _begin(engine, at, tools, d, v0, rtol, spent), rtol, v0 is None)
+    if engine.eager:
+        tools.price = None
+    probe = _probe(engine, at, tools, r, ask.most - r.lower - r.adjoint - r.last, v0 is None)
+    return _verdict(engine, at, ask, r, probe, tools.name)
+
+
+def _begin(engine: Engine, at: Instance, tools: Any, d: Descent, v0: Array | None, rtol: Any, spent: Any) -> Rounds:
+    """Before the first round."""
+    xp, w0, zero = engine.xp, d.point.w, 0 * rtol
+    if v0 is None:
+        point, sizes = Stationary(w0, xp.zeros(w0.shape, w0.dtype), w0, at.lam), Sizes(*[zero] * 6, zero == 0)
+    else:
+        point, sizes = engine.call(stationarity, at, w0, v0, v0, zero, at.lam)
+    infinite, none, each = xp.full_like(zero, xp.inf), xp.asarray(0), 0 * d.step
+    lower_status = xp.where(d.status == RUNNING, 0, d.status)
+    return Rounds(
+        point, sizes, d.size.F, d, xp.maximum(rtol, tools.finest), infinite, sizes.scale, zero, none > 0, none, none,
+        xp.sum(d.matvecs) + spent, none, none, lower_status, each, none == 0,
+    )  # fmt: skip
+
+
+class _Probe(NamedTuple):
+    status: Any
+    growth: Any  # by which the inverse of A enlarges rounding of F, in units of w
+    matvecs: Any
+
+
+def _probe(engine, at, tools, r: Rounds, left, wanted: bool) -> _Probe:
+    """Look for negative curvature and null directions by ``A x = z`` with a random z."""
+    xp, d = engine.xp, r.descent
+    w, n, ones = d.point.w, d.point.w.shape[-1], xp.ones_like(d.size.F)
+    if not wanted or (engine.eager and np.any(r.status + r.lower_status)):
+        return _Probe(0 * r.status, 0 * r.scale, 0 * r.count)
+    one = fixed_vector(n).astype(w.dtype) if engine.eager or n <= 4096 else probe_vector(w[..., :])
+    z, norm_z, memory = xp.broadcast_to(one, w.shape), n**0.5, d.memory
+    rtol = min(0.3 * LOOSE, SHARE / n**0.5)
+    x, s = tools.solve(memory, w, z, ones, rtol * ones, xp.inf * ones, left)
+    unit = at.problem.lower.kind == "fixed_point"  # A = I - J is known to rounding of J, that is of one
+    growth = (1.0 if unit else s.A) * s.norm / norm_z
+    # Whether x still solves A(w') x = z nearly at a w' as far away as the solution may be: what the last step has left,
+    # and along x what rounding leaves of w.
+    part = xp.minimum(d.size.F / xp.where(d.last_F > 0, d.last_F, 1.0), 1.0)
+    blur = 32 * tree.eps(w) * growth * d.size.w / xp.where(s.norm > 0, s.norm, 1.0)
+    _, change = engine.call(defect, at, w, d.p, part, x, blur, z)
+    unseen = unit & (100 * tree.eps(w) * growth >= 1)
+    unseen |= (s.status == int(Status.MAX_STEPS)) | (s.status == int(Status.STAGNATED))
+    unseen |= (s.status == 0) & ~(change <= STABLE * norm_z)
+    unseen &= s.matvecs < left
+    status = xp.where(unseen, int(Status.SINGULAR), s.status)
+    return _Probe(
+        xp.where(tools.status(memory) > 0, tools.status(memory), status), xp.max(growth), xp.sum(s.matvecs + 1)
     )
 
 
-def _attempt(wish: Wish, at: Instance, w0: Tree, v0: Tree | None, single: Instance | None) -> Hypergradient:
-    """Without a factorization as long as that costs less."""
-    cost = price(w0)
-    if v0 is None:
-        found = arrive_from_afar(wish, at, w0, single, cost)
-    else:
-        found = arrive(wish, at, w0, single, cost, nothing_done(w0))
-    return _from_solution(wish, at, w0, v0, single, cost, found)
+def _verdict(engine: Engine, at: Instance, ask: Ask, r: Rounds, probe: _Probe, name: str) -> Hypergradient:
+    xp, p, n, eps = engine.xp, r.point, r.sizes, tree.eps(r.point.w)
+    minimization = at.problem.lower.kind == "minimization"
+    OK, SADDLE = 0, int(Status.SADDLE)
+    named = lambda x: xp.where(x == int(Status.NEGATIVE_CURVATURE), SADDLE, x) if minimization else x
+    error = xp.maximum(r.error, eps * (ROUNDING + probe.growth) * n.scale)
+    member = OK * r.status
+    for x in (serious(xp, probe.status), r.status, r.lower_status):
+        member = xp.where(x > OK, named(x), member)
+    status = xp.max(member)
+    status = xp.where((status == OK) & ~n.finite, int(Status.NONFINITE), status)
+    met = r.trusted & accepts(xp, error, n.grad, r.scale, ask)
+    at_rounding = error <= eps**0.5 * xp.maximum(r.scale, r.sensitivity * whole(xp, r.descent.scale))
+    vanishing = at_rounding & ((r.stalls > 0) | (error > r.error)) & (n.grad <= VANISHING * error)
+    unmet = xp.where(vanishing, int(Status.UNRESOLVED), int(Status.TOLERANCE_UNMET))
+    unresolved = xp.where(error <= RESOLVED * n.grad, OK, int(Status.UNRESOLVED))
+    # A descent that has neither failed nor taken all its steps was cut short by the budget.
+    cut = (status == int(Status.MAX_STEPS)) & xp.all(r.descent.step < MAX_NEWTON_STEPS)
+    status = xp.where(cut, int(Status.TOLERANCE_UNMET), status)
+    status = xp.where(status == OK, xp.where(met, unresolved, unmet), status)
+    i32 = lambda x: xp.asarray(x, xp.int32)
+    info = lambda steps, matvecs, residual, st: SolveInfo(xp.asarray(steps), xp.asarray(matvecs), residual, i32(st))
+    nan, no = xp.full_like(n.grad, xp.nan), xp.asarray(False)
+    return Hypergradient(
+        grad=p.grad, value=n.value, w=p.w, v=p.v, error=error, bound=nan, proved=no, scale=r.scale,
+        lower=info(r.descent.step, r.lower, r.at_point, r.lower_status),
+        adjoint=info(r.count, r.adjoint, n.l_w, named(r.status)),
+        error_info=info(r.count, r.last + probe.matvecs, n.l_w, named(serious(xp, probe.status))),
+        status=i32(status), method=name,
+    )  # fmt: skip
 
 
-def _again(wish: Wish, at: Instance, w0: Tree, near_solution: bool) -> Hypergradient | None:
-    """A second attempt, that has a factorization at once where there may be one.
-
-    None where A is singular to rounding near the solution: all solves would be those of the first attempt.
-    """
-    cost, nothing = price(w0), nothing_done(w0)
-    if cost.fits(left(wish, 0)):
-        near = factorize_here(at, w0, None)
-        if near_solution and not near.regular:
-            return None
-        found = arrive(wish, at, w0, None, cost, nothing.plus(cost.products), near, FEW_ROUNDS)
-    else:
-        found = arrive(wish, at, w0, None, cost, nothing)
-    return _from_solution(wish, at, w0, None, None, cost, found)
-
-
-def _from_solution(
-    wish: Wish, at: Instance, w0: Tree, v0: Tree | None, single: Instance | None, cost: Price, found: Arrival
-) -> Hypergradient:
-    """The passes from a solution of the lower level, with a factorization at each that follows products as costly."""
-    spent = found.lower.matvecs
-    aids = _aids(wish, single, cost, found.near, spent)
-    state, h = _first_from(wish, at, w0, v0, found.w, found.lower, aids)
-    if not state.running:
+def _certified(engine: Engine, at: Instance, h: Hypergradient) -> Hypergradient:
+    """The result with a bound, where the problem has constants."""
+    if at.problem.constants is None:
         return h
-    since = 0 if aids.near is None else spent  # the last factorization, or the beginning
-    while state.running:
-        spent = state.lower.matvecs + state.adjoint.matvecs + state.probe.matvecs
-        if aids.most is not None and cost.due(aids.near, spent - since, left(wish, spent)):
-            state, since = state._replace(lower=state.lower.plus(cost.products)), spent + cost.products
-            aids = _aids(wish, single, cost, factorize_here(at, state.w, single), since)
-        state = _advance(wish, at, aids, state)
-    return _finish(wish, at, state, name=_name(aids))
+    found = (_certify if engine.eager else certify)(at, h.w, h.v, h.grad, h.lower.matvecs + h.adjoint.matvecs)
+    if found is None:
+        return h
+    return replace(h, bound=found.bound, proved=found.proved, error_info=h.error_info.plus(found.matvecs))
 
 
-def _aids(wish: Wish, single: Instance | None, cost: Price, near: Factorized | None, spent: Any) -> Aids:
-    """What helps the passes; their solves are cut short where another factorization is to be had that would help."""
-    most = cost.worth(near) if cost.fits(left(wish, spent)) and (near is None or near.regular) else None
-    return Aids(near, single if near is None else None, most)
-
-
-def _took_too_many(h: Hypergradient, n: int) -> bool:
-    """Whether the adjoint of an answer took more products than there are unknowns: A may be singular to rounding.
-
-    A warm start has no probe that would tell; rounding may then be more than the error says.
-    """
-    return not bool(h.failed) and int(h.adjoint.matvecs) > n
-
-
-def _may_be_mended(h: Hypergradient) -> bool:
-    """Whether more exact solves could turn a failure into an answer."""
-    status = Status(int(h.status))
-    return status.failed and status not in (Status.NONFINITE, Status.DIVERGED)
-
-
-def _together(first: Hypergradient, again: Hypergradient) -> Hypergradient:
-    """``again``, one attempt, with what the other has cost."""
-    spent = {
-        name: getattr(again, name).plus(getattr(first, name).matvecs) for name in ("lower", "adjoint", "error_info")
-    }
-    return replace(again, **spent)
-
-
-def _name(aids: Aids) -> str:
-    return "the automatic method" if aids.near is None else "the automatic method, with a factorization of A"
-
-
-_in_single = jax.jit(in_single)
-_advance = jax.jit(advance)
-_finish = jax.jit(finish, static_argnames="name")
+_certify = jax.jit(certify)

@@ -1,117 +1,125 @@
-"""The lower level of larger problems, steered from the host: products, and a factorization where they cost as much.
-
-A factorization of A takes n products in one block, taken to cost as much as ``n / BLOCK`` single ones. Whoever has
-spent that much and is not done factorizes. One made far from the solution may be of little use there: after n more
-products, which no block exceeds, it is made again.
-"""
+"""Rounds on the Lagrangian: each is a Newton step on its stationarity, and tells the error of the point before it."""
 
 from typing import Any, NamedTuple
 
-import jax
-
 from bilevel import tree
-from bilevel.automatic.start import BLOCK, Wish, approach, continued, factorize_at, lower_rtol, solve_lower
+from bilevel.automatic.kernels import Sizes, Stationary, stationarity
+from bilevel.engine import Engine
 from bilevel.lagrangian import Instance
-from bilevel.linear.factorized import Factorized
-from bilevel.problems import validate
-from bilevel.status import SolveInfo, Status
+from bilevel.solvers.base import FIRST_FORCING, HELD
+from bilevel.solvers.newton import RUNNING, Descent, descend
+from bilevel.status import Status
 
 Tree = Any
 
-DENSE_MOST = 3000  # systems up to this size are factorized where products by the dozen have not been enough
-NEAR = (Status.OK, Status.NO_DESCENT)  # how L-BFGS in single precision ends, the second where rounding stops it
-ROUNDS = 8  # of products; the last one has no end but the budget's
-FEW_ROUNDS = 2  # of a second attempt: what so many factorizations near the solution do not bring, more do not
-UNLIMITED = 2**30
+MOST_ROUNDS = 24
+ROUNDING = 4.0  # rounding of the gradient, in eps of its terms
+LOOSE = 0.1  # relative residual, and growth of the solution, of solves that tell an error
+AHEAD = 0.2  # of the tolerance: the error that a round aims at
 
 
-class Price(NamedTuple):
-    """A factorization costs ``products`` in a block, as much time as ``singles`` one by one; None: not affordable."""
+class Ask(NamedTuple):
+    """What is asked for: ``error <= tol norm(grad) + atol`` within ``most`` products."""
 
-    products: int
-    singles: int | None
-
-    def fits(self, left: int) -> bool:
-        """Whether there may be one at all, with at least as many products left after it."""
-        return self.singles is not None and 2 * self.products <= left
-
-    def worth(self, near: Factorized | None) -> int | None:
-        """Products after which there is to be one; another only where a block saves nothing is no dearer than them."""
-        return self.singles if near is None else self.products
-
-    def due(self, near: Factorized | None, spent: Any, left: int) -> bool:
-        """Whether so many products have cost as much, and it fits."""
-        return self.fits(left) and int(spent) >= (self.worth(near) or 0)
+    tol: Any
+    atol: Any
+    most: Any
 
 
-class Arrival(NamedTuple):
-    """A solution of the lower level, how it was found, and a factorization near it if there is one."""
+class Rounds(NamedTuple):
+    """The point judged last, and what the rounds have come to."""
 
-    w: Tree
-    lower: SolveInfo
-    near: Factorized | None
-
-
-def price(w: Tree) -> Price:
-    """The price of a factorization of A on the space of ``w``."""
-    n = tree.size(w)
-    return Price(n, n // BLOCK if n <= DENSE_MOST else None)
-
-
-def left(wish: Wish, spent: Any) -> int:
-    """Products that the budget has left."""
-    return UNLIMITED if wish.max_matvecs is None else max(int(wish.max_matvecs) - int(spent), 0)
-
-
-def arrive_from_afar(wish: Wish, at: Instance, w0: Tree, single: Instance | None, cost: Price) -> Arrival:
-    """A first-order solver begins, for as long as it costs less than a factorization; then :func:`arrive`."""
-    w, lower = _approach(at, w0, lower_rtol(wish, w0), single, cost.singles, left(wish, 0))
-    if int(lower.status) in (NEAR if single is not None else (Status.OK,)):
-        return Arrival(w, lower, None)
-    return arrive(wish, at, w, single, cost, lower)
+    point: Stationary
+    sizes: Sizes
+    at_point: Any  # norm of F there
+    descent: Descent  # at the w of the round after
+    expected: Any  # relative error of the point, before it is judged
+    error: Any
+    scale: Any  # of the terms of grad, and of its change by rounding of w
+    sensitivity: Any  # largest change of grad over that of w
+    trusted: Any  # the linear model behind the error holds
+    count: Any
+    stalls: Any  # rounds in a row that did not halve the error
+    lower: Any  # products
+    adjoint: Any
+    last: Any  # products of the last round: what the error has cost
+    lower_status: Any
+    status: Any
+    running: Any
 
 
-def arrive(
-    wish: Wish,
-    at: Instance,
-    w: Tree,
-    single: Instance | None,
-    cost: Price,
-    lower: SolveInfo,
-    near: Factorized | None = None,
-    rounds: int = ROUNDS,
-) -> Arrival:
-    """Newton's method from ``w``, where ``lower`` led, by rounds of products, and what is factorized between them."""
-    since = 0 if near is None else lower.matvecs
-    for number in range(1, rounds + 1):
-        if cost.due(near, lower.matvecs - since, left(wish, lower.matvecs)):
-            near, lower = factorize_here(at, w, single), lower.plus(cost.products)
-            since = lower.matvecs
-        most = left(wish, lower.matvecs)
-        # Where A is singular or indefinite a factorization is no help, nor is there one to come after the last round.
-        helps = cost.singles is not None and (near is None or bool(near.regular)) and number < ROUNDS
-        w, rest = _solve(at, w, lower_rtol(wish, w), near, min(cost.worth(near) or most, most) if helps else most)
-        lower = continued(lower, rest)
-        if not helps or int(rest.status) != Status.MAX_STEPS or left(wish, lower.matvecs) == 0:
-            break
-    return Arrival(w, lower, near)
+def rounds(engine: Engine, at: Instance, tools: Any, ask: Ask, begin: Rounds, rtol: Any, cold: bool) -> Rounds:
+    """Rounds until the error is accepted, or does not fall any more.
+
+    From ``(w, v)``: Newton's method for F, then ``A^T dv = d_w l(w', v)``; the change of ``d_lam l`` is the error of the
+    one before, which is returned. The first round of a cold start comes from nowhere, and is not judged.
+    """
+    xp, eps = engine.xp, tree.eps(begin.point.w)
+
+    def body(s: Rounds) -> Rounds:
+        p, n = s.point, s.sizes
+        first, ones = s.count == 0, xp.ones_like(s.descent.size.F)
+        unjudged, left = first & cold, ask.most - s.lower - s.adjoint
+        aim = xp.clip(AHEAD * ask.tol / s.expected, max(tools.finest, 16 * eps), LOOSE)
+        if engine.eager and not first and aim >= LOOSE:
+            tools.price = None  # what only tells the error is no reason for an inverse
+        eta, settle = xp.where(first, FIRST_FORCING, aim), xp.where(first, xp.inf, LOOSE)
+        status = xp.where(s.lower_status > 0, s.lower_status, RUNNING)
+        start = s.descent._replace(status=status, stalls=0 * s.descent.stalls)
+        d = descend(engine, at, tools, start, rtol, eta, settle * ones, s.descent.matvecs + left // 2)
+        stuck = (d.status == int(Status.NO_DESCENT)) & (d.length <= LOOSE * d.scale)
+        lower_status = xp.where(stuck, 0, d.status)
+
+        poor = ~d.trusted | (d.size.F > HELD * d.last_F)
+        memory, made = tools.refresh(d.memory, d.point.w, first | poor)
+        d = d._replace(memory=memory, matvecs=d.matvecs + made)
+        half, h = engine.call(stationarity, at, d.point.w, p.v, p.v, 0 * n.grad, p.grad)
+        aim = xp.where(unjudged, xp.maximum(rtol, tools.finest), aim)
+        dv, b = tools.solve(memory, d.point.w, half.l_w, ones, aim * ones, LOOSE * ones, left // 2, transposed=True)
+        after, m = engine.call(stationarity, at, d.point.w, p.v, dv, 0 * n.grad + 1, p.grad)
+
+        length, size_w, scale_w = (whole(xp, x) for x in (d.length, d.size.w, d.scale))
+        by_w = ~first & (n.l_w <= 0.5 * h.l_w)  # what has changed is due to w
+        ratio = xp.where(by_w, m.change / xp.maximum(length, eps * scale_w), 0.0)
+        sensitivity = xp.maximum(s.sensitivity, ratio)
+        scale = xp.maximum(n.scale, sensitivity * xp.maximum(size_w, eps * scale_w))
+        error = xp.maximum(m.change, eps * xp.maximum(ROUNDING * n.scale, sensitivity * size_w))
+        error = xp.where(unjudged, xp.inf, error)
+        solved = (whole(xp, b.norm) <= eps**0.5 * m.v) | (m.l_w <= whole(xp, b.residual) + HELD * h.l_w)
+        trusted = xp.all(d.trusted) & solved & xp.all(b.status == 0)
+        status, failed = serious(xp, b.status), xp.any(lower_status > 0)
+        settled = accepts(xp, error, n.grad, scale, ask) & trusted & ~failed
+        stalls = xp.where((error > 0.5 * s.error) & ~unjudged, s.stalls + 1, 0)
+        if engine.eager and not settled and not (trusted and stalls == 0) and tools.improve():
+            stalls, status = 0 * s.stalls, 0 * s.status
+        spent_w, spent_v = xp.sum(d.matvecs - s.descent.matvecs), xp.sum(b.matvecs) + 2
+        hopeless = (stalls >= 3) | (s.count + 1 >= MOST_ROUNDS) | (spent_w + spent_v >= left)
+        going = ~settled & ~failed & ~xp.any(status > 0) & ~hopeless & m.finite
+        judged = s._replace(
+            descent=d, error=error, scale=scale, sensitivity=sensitivity, trusted=trusted, count=s.count + 1,
+            stalls=stalls, lower_status=lower_status, status=status, running=going,
+        )  # fmt: skip
+        relative = xp.where(unjudged, 1.0, error / xp.where(m.grad > 0, m.grad, 1.0))
+        taken = judged._replace(
+            point=after, sizes=m, at_point=d.size.F, expected=xp.maximum(aim * relative, eps),
+            lower=s.lower + spent_w, adjoint=s.adjoint + spent_v,
+        )  # fmt: skip
+        return engine.choose(going, taken, judged._replace(last=spent_w + spent_v))
+
+    return engine.loop(lambda s: s.running, body, begin)
 
 
-@jax.jit
-def factorize_here(at: Instance, w: Tree, single: Instance | None) -> Factorized:
-    """:func:`~bilevel.automatic.start.factorize_at`, compiled."""
-    return factorize_at(at, w, single)
+def serious(xp: Any, status: Any) -> Any:
+    """A status that is about the problem, not about how far a solve came: the error tells that."""
+    return xp.where(status <= int(Status.STAGNATED), 0, status)
 
 
-@jax.jit
-def _approach(
-    at: Instance, w0: Tree, rtol: Any, single: Instance | None, steps: Any, most: Any
-) -> tuple[Tree, SolveInfo]:
-    validate(at.problem, at.lam, w0, at.lower_data, at.upper_data)
-    return approach(at, w0, rtol, steps, most, single)
+def accepts(xp: Any, error: Any, size: Any, scale: Any, ask: Ask) -> Any:
+    """Acceptance rule ``error <= tol * norm(grad) + atol``; ``atol`` None: ``tol * sqrt(eps) * scale``."""
+    atol = ask.tol * xp.finfo(error.dtype).eps ** 0.5 * scale if ask.atol is None else ask.atol
+    return error <= ask.tol * size + atol
 
 
-@jax.jit
-def _solve(at: Instance, w: Tree, rtol: Any, near: Factorized | None, most: Any) -> tuple[Tree, SolveInfo]:
-    validate(at.problem, at.lam, w, at.lower_data, at.upper_data)
-    return solve_lower(at, w, rtol, near, most)
+def whole(xp: Any, norms: Any) -> Any:
+    """The norm of all members together."""
+    return xp.linalg.norm(norms) if xp.ndim(norms) else norms

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bilevel import tree
-from bilevel.lagrangian import Correction, Instance, correct, gradient
+from bilevel.lagrangian import Correction, Instance, LinearSolve, correct, gradient
 from bilevel.linear.cg import run_cg
 from bilevel.linear.factorized import Factorized, solve_near
 from bilevel.linear.gmres import GMRES
 from bilevel.linear.operator import LinearOperator, Preconditioner, build
 from bilevel.loops import bounded_while
-from bilevel.status import SolveInfo, Status, code
+from bilevel.status import SolveInfo, Status, code, is_failure
 
 Tree = Any
 
@@ -51,27 +51,41 @@ def loose_solve(
     return x, replace(info, status=jnp.where(usable, code(Status.OK), info.status))
 
 
-def estimate_error(at: Instance, w: Tree, v: Tree, spent: Int[Array, ""]) -> tuple[Correction, SolveInfo]:
+def estimate_error(
+    at: Instance, w: Tree, v: Tree, spent: Int[Array, ""], damping: Any = None
+) -> tuple[Correction, SolveInfo]:
     """Correction at ``(w, v)`` within half of the ``spent`` matvecs, and what it cost.
 
-    The norm of ``correction.change`` is the estimate. A solve that its budget cut short makes the status
-    ``UNRESOLVED``: the estimate may then be too small.
+    The norm of ``correction.change`` is the estimate; with a ``damping`` of the adjoint, that of the distance to the
+    damped hypergradient. A solve that its budget cut short makes the status ``UNRESOLVED``: the estimate may then be
+    too small. So does, beside a damping, one for ``dw`` that fails, since A may be singular there: the estimate is
+    then infinite.
     """
     most = jnp.maximum(spent // 2 - OVERHEAD, 2 * FEWEST_STEPS)
-    reserve = 0 if at.problem.lower.kind == "minimization" else 1 + most // 40  # GMRES checks its residual once a cycle
 
-    def for_w(A, b):
-        return loose_solve(A, b, steps=most // 2 - reserve)
+    def within(steps: Any) -> LinearSolve:
+        def solve(A: LinearOperator, b: Tree) -> tuple[Tree, SolveInfo]:
+            reserve = 0 if A.definite else 1 + most // 40  # GMRES checks its residual once a cycle
+            return loose_solve(A, b, steps=steps - reserve)
 
-    def for_v(A, b):
-        return loose_solve(A, b, steps=most - most // 2 - reserve)
+        return solve
 
-    step = correct(at, w, v, for_w, for_v)
+    step = correct(at, w, v, within(most // 2), within(most - most // 2), damping)
+    if damping is not None:
+        step = _excused(step)
     info = step.lower.then(step.adjoint)
     cut_short = info.status == Status.MAX_STEPS
     return step, SolveInfo(
         info.steps, info.matvecs, info.residual_norm, jnp.where(cut_short, code(Status.UNRESOLVED), info.status)
     )
+
+
+def _excused(step: Correction) -> Correction:
+    """A correction whose solve for ``dw`` may fail, but for NaN: then nothing is known of the error."""
+    status = step.lower.status
+    failed = is_failure(status) & (status != Status.MAX_STEPS) & (status != Status.NONFINITE)
+    lower = replace(step.lower, status=jnp.where(failed, code(Status.UNRESOLVED), status))
+    return step._replace(lower=lower, change=tree.where(failed, tree.fill(step.change, jnp.inf), step.change))
 
 
 class _Reference(NamedTuple):

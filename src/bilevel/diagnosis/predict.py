@@ -24,7 +24,7 @@ import jax
 from jax.interpreters import partial_eval
 
 from bilevel import tree
-from bilevel.automatic.rounds import DENSE_MOST
+from bilevel.automatic.tools import DENSE_MOST
 from bilevel.diagnosis.facts import Facts
 from bilevel.lagrangian import Instance
 from bilevel.linear.cg import CG

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bilevel import tree
 from bilevel.linear.operator import LinearOperator, divisor, request, start
 from bilevel.linear.rounds import Round, rounds
-from bilevel.loops import bounded_while, full_length_loop
+from bilevel.loops import bounded_while, repeat
 from bilevel.status import SolveInfo, Status, code
 
 Tree = Any
@@ -71,12 +71,13 @@ class CG:
         ask = request(self, A, b, preconditioner=preconditioner, rtol=rtol, steps=steps, most=most)
         x, r, matvecs = start(A, b, x0)
         matvecs += ask.matvecs
+        M = None if ask.preconditioner is None else ask.precondition
         if ask.budget:
-            run = run_cg(A, r, ask.precondition, None, self.settle, ask.steps)
+            run = run_cg(A, r, M, None, self.settle, ask.steps)
             return tree.add(x, run.x), SolveInfo(run.step, matvecs + run.step, run.residual_norm, run.status)
 
         def iterate(r: Tree, steps: Any) -> Round:
-            run = run_cg(A, r, ask.precondition, ask.target, self.settle, steps)
+            run = run_cg(A, r, M, ask.target, self.settle, steps)
             return Round(run.x, run.step, run.status)
 
         x, info = rounds(iterate, A, b, x, r, ask.target, ask.steps, products=1)
@@ -88,7 +89,7 @@ class CGRun(NamedTuple):
 
     x: Tree
     r: Tree
-    p: Tree  # after NEGATIVE_CURVATURE the direction of it
+    p: Tree  # after NEGATIVE_CURVATURE the direction of it, after NONFINITE the right-hand side
     rz: Float[Array, ""]  # <r, M r>
     pp: Float[Array, ""]  # <p, M^-1 p>
     residual_norm: Float[Array, ""]
@@ -105,27 +106,22 @@ class CGRun(NamedTuple):
 def run_cg(A, r0: Tree, precondition, target, settle, steps, first: Tree | None = None) -> CGRun:
     """CG on ``A x = r0`` from zero until the recursive residual is below ``target`` (None: exactly ``steps``).
 
-    The kernel of :class:`CG`, for callers that can do without a check of the true residual (Newton steps,
+    ``precondition`` is a product with M, None for none. The kernel of :class:`CG`, for callers that can do without a check of the true residual (Newton steps,
     error estimates). ``settle`` as there; status ``MAX_STEPS`` where the target was not reached. Cost: one
     matvec a step, but for the first where ``first``, ``A M r0 / norm(r0)``, is known.
     """
-    unit = divisor(tree.norm(r0))
+    norm_r0 = tree.quick_norm(r0)
+    unit = divisor(norm_r0)
     r = tree.scale(1 / unit, r0)
     # CG does not feel the scale of M; with M r_0 of norm one nothing below can overflow.
-    z = precondition(r)
-    weight = divisor(tree.norm(z))
-    z = tree.scale(1 / weight, z)
+    z, weight = (r, 1.0) if precondition is None else _scaled(precondition(r))
     zero, rz = jnp.zeros((), tree.dtype(r0)), tree.dot(r, z)
     state = CGRun(
-        tree.zeros_like(r), r, z, rz, rz, tree.norm(r), jnp.asarray(0), code(Status.OK),
+        tree.zeros_like(r), r, z, rz, rz, norm_r0 / unit, jnp.asarray(0), code(Status.OK),
         zero, zero + jnp.inf, zero, zero, jnp.asarray(0), jnp.asarray(settle is None),
     )  # fmt: skip
     small = tree.eps(r0)
-
-    def reached(s: CGRun):
-        if target is None:
-            return jnp.asarray(False)
-        return (s.residual_norm <= target / unit) & s.settled
+    settles = settle is not None and target is not None
 
     def product(s: CGRun) -> Tree:
         if first is None:
@@ -133,37 +129,55 @@ def run_cg(A, r0: Tree, precondition, target, settle, steps, first: Tree | None 
         return jax.lax.cond(s.step == 0, lambda: tree.scale(1 / weight, first), lambda: A.mv(s.p))
 
     def body(s: CGRun) -> CGRun:
+        running = s.status == Status.OK  # a budget goes on after a failure, and the state stays as it is
         Ap = product(s)
         curvature, pp = dots((s.p, Ap), (s.p, s.p))
-        s, status = _judge(s, curvature, jnp.sqrt(pp), tree.norm(Ap), small)
+        s, status = _judge(s, Ap, curvature, jnp.sqrt(pp), small)
         # Past rounding the recursion only shrinks towards underflow: x stays as it is.
-        status = jnp.where(s.residual_norm > small**2, status, code(Status.OK))
-        ok = (status == Status.OK) & (s.residual_norm > small**2)
+        alive = s.residual_norm > small**2
+        status = jnp.where(running, jnp.where(alive, status, code(Status.OK)), s.status)
+        ok = alive & (status == Status.OK)
+        # Vectors stay as they are by the numbers before them: to choose between two vectors would cost as much again.
         alpha = jnp.where(ok, s.rz / jnp.where(ok, curvature, 1.0), 0.0)
         x = tree.axpy(alpha, s.p, s.x)
         r = tree.axpy(-alpha, Ap, s.r)
-        z = tree.scale(1 / weight, precondition(r))
+        z = r if precondition is None else tree.scale(1 / weight, precondition(r))
         y = tree.scale(divisor(s.largest), x)  # of about unit size: the squares of x itself might overflow
-        rz, rr, yy = dots((r, z), (r, r), (y, y))
-        beta = jnp.where(ok, rz / jnp.where(ok, s.rz, 1.0), 0.0)
-        at_once = (s.step == 0) & (status != Status.OK)
+        rr, *others = dots((r, r), *([(y, y)] if settles else []), *([] if precondition is None else [(r, z)]))
+        rz = rr if precondition is None else others[-1]
+        beta = jnp.where(ok, rz / jnp.where(ok, s.rz, 1.0), 1.0)
         new = s._replace(
-            x=tree.where(at_once, s.r, x),
+            x=x,
             r=r,
-            p=tree.where(ok, tree.axpy(beta, s.p, z), s.p),
+            p=tree.axpy(beta, s.p, tree.scale(jnp.where(ok, 1.0, 0.0), z)),
             rz=rz,
             pp=rz + beta**2 * s.pp,  # <M^-1 p, z> = <p, r> = 0 for the last p
             residual_norm=jnp.sqrt(rr),
-            step=s.step + 1,
+            step=s.step + running,
             status=status,
         )
-        return new if settle is None else _mark(new, jnp.sqrt(yy) / divisor(s.largest), settle)
+        return _mark(new, jnp.sqrt(others[0]) / divisor(s.largest), settle) if settles else new
 
-    loop = full_length_loop if target is None else bounded_while
-    end = loop(lambda s: (s.status == Status.OK) & ~reached(s), body, state, steps)
-    ran_out = (end.status == Status.OK) & ~reached(end) & (target is not None)
-    status = jnp.where(ran_out, code(Status.MAX_STEPS), end.status)
-    return end._replace(x=tree.scale(unit, end.x), residual_norm=unit * end.residual_norm, status=status)
+    if target is None:
+        end = repeat(body, state, steps)
+        status = end.status
+    else:
+        goal = target / unit
+
+        def unfinished(s: CGRun) -> Bool[Array, ""]:
+            return (s.status == Status.OK) & ~((s.residual_norm <= goal) & s.settled)
+
+        end = bounded_while(unfinished, body, state, steps)
+        status = jnp.where(unfinished(end), code(Status.MAX_STEPS), end.status)
+    at_once = (end.step == 1) & (end.status != Status.OK)
+    x = tree.where(at_once, r0, tree.scale(unit, end.x))
+    p = tree.where(end.status == Status.NONFINITE, r0, end.p)
+    return end._replace(x=x, p=p, residual_norm=unit * end.residual_norm, status=status)
+
+
+def _scaled(z: Tree) -> tuple[Tree, Float[Array, ""]]:
+    weight = divisor(tree.norm(z))
+    return tree.scale(1 / weight, z), weight
 
 
 def dots(*pairs: tuple[Tree, Tree]) -> list[Float[Array, ""]]:
@@ -176,7 +190,7 @@ def dots(*pairs: tuple[Tree, Tree]) -> list[Float[Array, ""]]:
     return list(sum(sums[1:], sums[0]))
 
 
-def _judge(s: CGRun, curvature, norm_p, norm_Ap, small) -> tuple[CGRun, Int[Array, ""]]:
+def _judge(s: CGRun, Ap: Tree, curvature, norm_p, small) -> tuple[CGRun, Int[Array, ""]]:
     """Status after the product ``A p``, and the state with the Rayleigh quotients it shows.
 
     Rounding makes ``p^T A p`` uncertain by ``eps |p| |A p|``, and a Rayleigh quotient below ``eps`` times the
@@ -187,6 +201,7 @@ def _judge(s: CGRun, curvature, norm_p, norm_Ap, small) -> tuple[CGRun, Int[Arra
     quotient = jnp.where(norm_p > 0, curvature / divisor(norm_p) ** 2, 0.0)
     largest = jnp.maximum(s.largest, quotient)
     scaled = jnp.maximum(s.largest_scaled, jnp.where(s.pp > 0, curvature / divisor(s.pp), 0.0))
+    norm_Ap = _norm_in(jnp.maximum(jnp.abs(curvature) / divisor(norm_p), norm_p * largest), Ap)
     positive = curvature > small * jnp.maximum(norm_p * norm_Ap, s.pp * scaled)
     in_kernel = norm_Ap <= 10 * small**0.5 * norm_p * largest  # the largest quotient met is below |A|
     negative = (curvature < -small * norm_p * jnp.maximum(norm_Ap, norm_p * largest)) | ~in_kernel
@@ -194,6 +209,13 @@ def _judge(s: CGRun, curvature, norm_p, norm_Ap, small) -> tuple[CGRun, Int[Arra
     status = jnp.where(positive & (s.rz >= 0), code(Status.OK), status)
     status = jnp.where(jnp.isfinite(curvature), status, code(Status.NONFINITE))
     return s._replace(largest=largest, smallest=jnp.minimum(s.smallest, quotient), largest_scaled=scaled), status
+
+
+def _norm_in(unit: Float[Array, ""], a: Tree) -> Float[Array, ""]:
+    """``norm(a)`` by one pass, for a unit below which it need not be told from zero: no square overflows in it."""
+    unit = divisor(unit)
+    a = tree.scale(1 / unit, a)
+    return unit * jnp.sqrt(tree.dot(a, a))
 
 
 def _mark(s: CGRun, size, settle) -> CGRun:

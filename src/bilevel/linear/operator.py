@@ -34,6 +34,8 @@ class LinearOperator:
     transposed
         Whether this is the transpose ``.T`` of the operator that was first built, so that what was made of one
         of the two (a factorization) can be used for the other.
+    batch
+        Whether this is block diagonal, that of a batch of independent problems: it is then never made dense.
     """
 
     mv: Callable[[Tree], Tree]
@@ -42,6 +44,7 @@ class LinearOperator:
     definite: bool = False
     step: Any = None
     transposed: bool = False
+    batch: bool = False
 
     @property
     def T(self) -> "LinearOperator":  # noqa: N802 - the letter of the mathematics
@@ -59,6 +62,11 @@ class LinearOperator:
 
     def dense(self, like: Tree) -> Float[Array, "n n"]:
         """The matrix itself, by one block of n products with the unit vectors of the space of ``like``."""
+        if self.batch:
+            raise ProblemError(
+                "The matrix of a batch is block diagonal and is not made dense: use CG or GMRES as the linear solver, or "
+                "the automatic method, which factorizes the blocks."
+            )
         return self.block(jnp.eye(tree.size(like), dtype=tree.dtype(like)), like)
 
 
@@ -67,6 +75,22 @@ def from_matrix(
 ) -> LinearOperator:
     """Operator of an explicit matrix."""
     return LinearOperator(lambda x: A @ x, lambda x: A.T @ x, symmetric, definite, step)
+
+
+def damped(A: LinearOperator, damping: Any) -> LinearOperator:
+    """``A + damping I``; A itself for None.
+
+    Its step ``b = a / (1 + a damping)`` has ``I - b (A + damping I) = (I - a A) / (1 + a damping)``: a contraction
+    wherever ``I - a A`` is one, and a faster one.
+    """
+    if damping is None:
+        return A
+    return replace(
+        A,
+        mv=lambda x: tree.axpy(damping, x, A.mv(x)),
+        mv_transpose=lambda x: tree.axpy(damping, x, A.mv_transpose(x)),
+        step=None if A.step is None else A.step / (1 + A.step * damping),
+    )
 
 
 class LinearSolver(Protocol):

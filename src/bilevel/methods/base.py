@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bilevel import tree
@@ -46,6 +47,8 @@ class Hypergradient:
         A :class:`~bilevel.status.Status` code.
     method
         Name of the method.
+    damping
+        Of the adjoint, as used; 0 where there is none. ``grad`` and ``error`` are those of the damped problem.
     """
 
     grad: Tree
@@ -61,6 +64,7 @@ class Hypergradient:
     error_info: SolveInfo
     status: Int[Array, ""]
     method: str = field(metadata={"static": True})
+    damping: Float[Array | np.ndarray, ""] = field(default_factory=lambda: np.zeros(()))
 
     @property
     def relative_error(self) -> Float[Array, ""]:
@@ -89,6 +93,7 @@ class Hypergradient:
         return "\n".join(
             [
                 f"Hypergradient by {self.method}.",
+                *_damping_in_words(self),
                 f"  norm(grad) {float(tree.norm(self.grad)):.3e}, upper value {float(self.value):.6g}",
                 f"  {_error_in_words(self)}",
                 f"  lower level: {_solve_in_words(self.lower)}",
@@ -141,20 +146,30 @@ def conclude(
     error: Float[Array, ""] | None,
     error_info: SolveInfo,
     certificate: Certificate | None = None,
+    damping: Float[Array, ""] | None = None,
 ) -> Hypergradient:
-    """Assemble the result; the status is the first failure in causal order, and saddles are called so."""
+    """Assemble the result; the status is the first failure in causal order, and saddles are called so.
+
+    Where the adjoint is damped, negative curvature is that of ``A + damping I`` and does not make ``w`` a saddle.
+    """
     nan = jnp.asarray(jnp.nan, tree.dtype(grad))
     bound, proved, matvecs = certificate or Certificate(nan, jnp.asarray(False), jnp.asarray(0))
     if error is not None:
         # An estimate cut short by its budget may be too small, but not where it is rounding already.
         rounding = (error_info.status == Status.UNRESOLVED) & (error <= ROUNDING * tree.eps(grad) * scale)
         error_info = replace(error_info, status=jnp.where(rounding, code(Status.OK), error_info.status))
-    statuses = [as_saddle(problem, info.status) for info in (lower, adjoint, error_info)]
-    finite = jnp.where(tree.all_finite((grad, value)), code(Status.OK), code(Status.NONFINITE))
+    damping = jnp.zeros_like(nan) if damping is None else damping
+    is_damped = damping != 0
+    statuses = [
+        as_saddle(problem, lower.status),
+        *(jnp.where(is_damped, info.status, as_saddle(problem, info.status)) for info in (adjoint, error_info)),
+        jnp.where(tree.all_finite((grad, value)), code(Status.OK), code(Status.NONFINITE)),
+        jnp.where(is_damped, code(Status.DAMPED), code(Status.OK)),
+    ]
     result = Hypergradient(
         grad=grad, value=value, w=w, v=v, error=nan if error is None else error, bound=bound, proved=proved,
         scale=scale, lower=lower, adjoint=adjoint, error_info=error_info.plus(matvecs),
-        status=first_failure(*statuses, finite), method=method,
+        status=first_failure(*statuses), method=method, damping=damping,
     )  # fmt: skip
     if error is None:
         return result
@@ -172,6 +187,13 @@ def judged(h: Hypergradient, tol: Any, atol: Any) -> Hypergradient:
     """The result with ``TOLERANCE_UNMET`` where it is finite and not accepted."""
     unmet = ~accepts(h.error, tree.norm(h.grad), h.scale, tol, atol) & ~is_failure(h.status)
     return replace(h, status=jnp.where(unmet, code(Status.TOLERANCE_UNMET), h.status))
+
+
+def _damping_in_words(h: Hypergradient) -> list[str]:
+    if h.damping == 0:
+        return []
+    delta = f"{float(h.damping):.3g}"
+    return [f"  It is damped: the adjoint solves (A^T + {delta} I) v = d_w U, and the error is the distance to that."]
 
 
 def _error_in_words(h: Hypergradient) -> str:

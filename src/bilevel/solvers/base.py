@@ -94,15 +94,17 @@ def require_minimization(solver: str, lower: Lower, instead: str) -> None:
         raise ProblemError(f"{solver} needs a minimization, but the problem is a {lower.kind}: use {instead}.")
 
 
-def forcing(norm_F: Any, last_norm: Any, model_norm: Any, step_norm: Any, wished_step: Any) -> Float[Array, ""]:
+def forcing(
+    norm_F: Any, last_norm: Any, model_norm: Any, step_norm: Any, wished_step: Any, xp: Any = jnp
+) -> Float[Array, ""]:
     """Relative tolerance of the linear solve of a Newton step.
 
     ``| norm(F) - norm(model) | / norm(F_last)``, the disagreement of the last linear model with what came
     (Eisenstat and Walker 1996, choice 1; on an affine ``F`` it is zero), but no tighter than a tenth of what
     brings the next step, predicted by the fall of the residual, to the wished size.
     """
-    disagreement = jnp.abs(norm_F - model_norm) / last_norm
+    disagreement = abs(norm_F - model_norm) / last_norm
     predicted_step = step_norm * norm_F / last_norm
     needed = 0.1 * wished_step / predicted_step
-    eta = jnp.maximum(disagreement, needed)
-    return jnp.where(jnp.isfinite(eta), jnp.minimum(eta, FIRST_FORCING), FIRST_FORCING)
+    eta = xp.maximum(disagreement, needed)
+    return xp.where(xp.isfinite(eta), xp.minimum(eta, FIRST_FORCING), FIRST_FORCING)

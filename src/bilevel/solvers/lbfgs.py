@@ -54,10 +54,10 @@ class LBFGS:
         require_minimization("LBFGS", lower, "NewtonKrylov")
         budget, rtol, steps = request(self, rtol, steps, default=default_rtol(w0), most=MAX_STEPS)
         optimizer = optax.lbfgs(memory_size=self.memory)
-        value0, g0, unit = _start(lambda w: lower.function(w, lam, data), w0)
+        value0, g0, unit = _start(lambda w: lower.loss(w, lam, data), w0)
 
         def loss(w):
-            return lower.function(w, lam, data) / unit
+            return lower.loss(w, lam, data) / unit
 
         def body(s: _Run) -> _Run:
             value, g = (optax.tree_utils.tree_get(s.state, name) for name in ("value", "grad"))

@@ -104,7 +104,7 @@ def _minimize(
     lower: Lower, lam: Tree, w0: Tree, data: Tree, rtol: Any, steps: Any, budget: bool, preconditioner: Any, most: Any
 ) -> _Run:
     def loss(w):
-        return lower.function(w, lam, data)
+        return lower.loss(w, lam, data)
 
     def noise(value):
         return 8 * jnp.finfo(value.dtype).eps * jnp.abs(value)  # the loss is not known better than this

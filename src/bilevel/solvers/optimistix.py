@@ -67,7 +67,7 @@ class Optimistix:
         kwargs = {"max_steps": steps, "throw": False}
         if isinstance(self.solver, optx.AbstractMinimiser):
             require_minimization(f"optimistix.{type(self.solver).__name__}", lower, "a root finder")
-            return optx.minimise(lambda w, _: lower.function(w, lam, data), self.solver, w0, **kwargs), 1
+            return optx.minimise(lambda w, _: lower.loss(w, lam, data), self.solver, w0, **kwargs), 1
         if isinstance(self.solver, optx.AbstractFixedPointSolver):
             return optx.fixed_point(lambda w, _: tree.axpy(-step, residual(w, _), w), self.solver, w0, **kwargs), 1
         if isinstance(self.solver, optx.AbstractRootFinder | optx.AbstractLeastSquaresSolver):

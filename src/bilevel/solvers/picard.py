@@ -32,7 +32,8 @@ class Picard:
     Notes
     -----
     Cost: one matvec a step, one for the residual of the value returned, 17 where the step is estimated.
-    Statuses: ``MAX_STEPS``, ``DIVERGED``, ``NONFINITE``; with a tolerance the last finite iterate is returned.
+    Statuses: ``MAX_STEPS``, ``DIVERGED``, ``NONFINITE``. A tolerance ends the steps at the first residual that is not
+    finite; exactly ``steps`` steps are a plain loop, judged where it ends.
     """
 
     steps: int | None = field(default=None, metadata={"static": True})
