@@ -4,7 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # Compiling is most of what the tests do; LLVM's optimizations would only slow that down.
-FAST_COMPILES := "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Flags that were given stay in force.
+FAST_COMPILES := "$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 .PHONY: demo test lint bench clean
 

@@ -1,6 +1,7 @@
 """Settings of the whole suite: its precision comes from the process, JAX_ENABLE_X64=1 or 0."""
 
 import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,11 @@ NEEDED_BY = {
     "linear/test_lineax.py": ("lineax",), "solvers/test_optimistix.py": ("optimistix",),
 }  # fmt: skip
 collect_ignore = [tests for tests, extras in NEEDED_BY.items() if not all(map(importlib.util.find_spec, extras))]
+
+
+def pytest_report_header():
+    flags = ("XLA_FLAGS", "JAX_ENABLE_X64", "OPENBLAS_CORETYPE")
+    return ", ".join(f"{name}={os.environ.get(name, '')}" for name in flags)
 
 
 def pytest_configure(config):

@@ -1,8 +1,8 @@
 """One text for two ways to run: steered from the host over small compiled kernels, or compiled as one program.
 
 An algorithm calls kernels that return ``vectors, numbers``, computes with the numbers by the functions of ``engine.xp``
-and loops by ``engine.loop``. On the host every kernel is compiled by itself, when it is first needed, and the numbers are
-NumPy's. Traced, the same text becomes one program. Of a batch the numbers hold one entry for each member.
+and loops by ``engine.loop``. On the host every kernel is compiled by itself, when it is first needed, and the numbers
+are NumPy's. Traced, the same text becomes one program. Of a batch the numbers hold one entry for each member.
 """
 
 from collections.abc import Callable

@@ -30,7 +30,8 @@ def layouts_of(at: Instance, w: Tree) -> tuple[Layout, Layout | None]:
         return layout(w), layout(at.lam)
     axes, lam_axes, _ = lower.member_axes
     own = any(axis is not None for axis in spread(lam_axes, at.lam))
-    return layout(w, tuple(spread(axes, w))), None if own else layout(at.lam)
+    w_axes = tuple(axis for axis in spread(axes, w) if axis is not None)
+    return layout(w, w_axes), None if own else layout(at.lam)
 
 
 @partial(jax.jit, static_argnames="narrow")
@@ -75,8 +76,9 @@ def krylov(
 ) -> tuple[Array, Solution]:
     """``A x = sign b`` with ``A = d_w F`` at ``w``, or ``A^T``: by CG where A must be definite, else by GMRES.
 
-    Of a ``contraction`` by a few steps of the map, Richardson's iteration. With ``single`` the problem is given in single precision, and so are the products. Along a direction of negative
-    curvature x goes as far again as it has come.
+    Of a ``contraction`` by a few steps of the map, Richardson's iteration. With ``single`` the problem is given in
+    single precision, and so are the products. Along a direction of negative curvature x goes as far again as it has
+    come.
     """
 
     def of(one: Any, w: Array, lam: Tree, data: Tree, b: Array, sign: Any, rtol: Any, settle: Any) -> Any:
@@ -96,7 +98,8 @@ def krylov(
             norm_A = tree.quick_norm(A.mv(rhs)) if one.kind == "root" else jnp.ones_like(unit)  # of I - J about one
         x = unit * x.astype(b.dtype)
         norms = tree.quick_norm(x), sign * tree.dot(b, x), unit * info.residual_norm, norm_A
-        return x, Solution(*(y.astype(b.dtype) for y in norms), info.matvecs, info.status)
+        norm, slope, residual, size = (y.astype(b.dtype) for y in norms)
+        return x, Solution(norm, slope, residual, size, info.matvecs, info.status)
 
     return at.problem.lower.each(of, w, at.lam, at.lower_data, b, sign, rtol, settle)
 
@@ -197,14 +200,14 @@ class Sizes(NamedTuple):
 @jax.jit
 def stationarity(at: Instance, w: Array, v: Array, dv: Array, beta: Any, last: Tree) -> tuple[Stationary, Sizes]:
     """The Lagrangian's gradients at ``(w, v + beta dv)``; ``change`` is that of grad from ``last``. Cost: a matvec."""
-    v = tree.axpy(beta, dv, v)
+    v, norm = tree.axpy(beta, dv, v), tree.quick_norm
     U, (U_w, U_lam) = jax.value_and_grad(at.problem.upper, argnums=(0, 1))(w, at.lam, at.upper_data)
     transpose = jax.vjp(lambda w, lam: at.problem.lower.residual(w, lam, at.lower_data), w, at.lam)[1]
     F_w_v, F_lam_v = transpose(v)
     l_w, grad = tree.sub(U_w, F_w_v), tree.sub(U_lam, F_lam_v)
     sizes = Sizes(
-        U, tree.quick_norm(U_lam) + tree.quick_norm(F_lam_v), tree.quick_norm(grad), tree.quick_norm(tree.sub(grad, last)),
-        tree.quick_norm(l_w), tree.quick_norm(v), tree.all_finite((grad, U)),
+        U, norm(U_lam) + norm(F_lam_v), norm(grad), norm(tree.sub(grad, last)), norm(l_w), norm(v),
+        tree.all_finite((grad, U)),
     )  # fmt: skip
     return Stationary(w, v, l_w, grad), sizes
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from bilevel import tree
 from bilevel.automatic.kernels import Sizes, Stationary, stationarity
+from bilevel.automatic.tools import of_little_use
 from bilevel.engine import Engine
 from bilevel.lagrangian import Instance
 from bilevel.solvers.base import FIRST_FORCING, HELD
@@ -51,18 +52,18 @@ class Rounds(NamedTuple):
 def rounds(engine: Engine, at: Instance, tools: Any, ask: Ask, begin: Rounds, rtol: Any, cold: bool) -> Rounds:
     """Rounds until the error is accepted, or does not fall any more.
 
-    From ``(w, v)``: Newton's method for F, then ``A^T dv = d_w l(w', v)``; the change of ``d_lam l`` is the error of the
-    one before, which is returned. The first round of a cold start comes from nowhere, and is not judged.
+    From ``(w, v)``: Newton's method for F, then ``A^T dv = d_w l(w', v)``; the change of ``d_lam l`` is the error of
+    the one before, which is returned. The first round of a cold start comes from nowhere, and is not judged.
     """
     xp, eps = engine.xp, tree.eps(begin.point.w)
 
     def body(s: Rounds) -> Rounds:
         p, n = s.point, s.sizes
-        first, ones = s.count == 0, xp.ones_like(s.descent.size.F)
+        first, ones = s.count == 0, xp.ones_like(s.descent.size.residual)
         unjudged, left = first & cold, ask.most - s.lower - s.adjoint
         aim = xp.clip(AHEAD * ask.tol / s.expected, max(tools.finest, 16 * eps), LOOSE)
         if engine.eager and not first and aim >= LOOSE:
-            tools.price = None  # what only tells the error is no reason for an inverse
+            tools.price = None  # solves that only tell the error are no reason for an inverse
         eta, settle = xp.where(first, FIRST_FORCING, aim), xp.where(first, xp.inf, LOOSE)
         status = xp.where(s.lower_status > 0, s.lower_status, RUNNING)
         start = s.descent._replace(status=status, stalls=0 * s.descent.stalls)
@@ -70,8 +71,7 @@ def rounds(engine: Engine, at: Instance, tools: Any, ask: Ask, begin: Rounds, rt
         stuck = (d.status == int(Status.NO_DESCENT)) & (d.length <= LOOSE * d.scale)
         lower_status = xp.where(stuck, 0, d.status)
 
-        poor = ~d.trusted | (d.size.F > HELD * d.last_F)
-        memory, made = tools.refresh(d.memory, d.point.w, first | poor)
+        memory, made = tools.refresh(d.memory, d.point.w, first | of_little_use(d))
         d = d._replace(memory=memory, matvecs=d.matvecs + made)
         half, h = engine.call(stationarity, at, d.point.w, p.v, p.v, 0 * n.grad, p.grad)
         aim = xp.where(unjudged, xp.maximum(rtol, tools.finest), aim)
@@ -85,7 +85,8 @@ def rounds(engine: Engine, at: Instance, tools: Any, ask: Ask, begin: Rounds, rt
         scale = xp.maximum(n.scale, sensitivity * xp.maximum(size_w, eps * scale_w))
         error = xp.maximum(m.change, eps * xp.maximum(ROUNDING * n.scale, sensitivity * size_w))
         error = xp.where(unjudged, xp.inf, error)
-        solved = (whole(xp, b.norm) <= eps**0.5 * m.v) | (m.l_w <= whole(xp, b.residual) + HELD * h.l_w)
+        left_of_l_w = whole(xp, b.residual) + HELD * h.l_w
+        solved = (whole(xp, b.norm) <= eps**0.5 * m.v) | (m.l_w <= left_of_l_w)
         trusted = xp.all(d.trusted) & solved & xp.all(b.status == 0)
         status, failed = serious(xp, b.status), xp.any(lower_status > 0)
         settled = accepts(xp, error, n.grad, scale, ask) & trusted & ~failed
@@ -101,7 +102,7 @@ def rounds(engine: Engine, at: Instance, tools: Any, ask: Ask, begin: Rounds, rt
         )  # fmt: skip
         relative = xp.where(unjudged, 1.0, error / xp.where(m.grad > 0, m.grad, 1.0))
         taken = judged._replace(
-            point=after, sizes=m, at_point=d.size.F, expected=xp.maximum(aim * relative, eps),
+            point=after, sizes=m, at_point=d.size.residual, expected=xp.maximum(aim * relative, eps),
             lower=s.lower + spent_w, adjoint=s.adjoint + spent_v,
         )  # fmt: skip
         return engine.choose(going, taken, judged._replace(last=spent_w + spent_v))

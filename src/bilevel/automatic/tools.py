@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from bilevel import tree
 from bilevel.automatic.kernels import Inverse, apply, invert, invert_again, krylov
 from bilevel.engine import Engine
 from bilevel.lagrangian import Instance
@@ -30,6 +31,7 @@ class Dense:
 
     engine: Engine
     at: Instance
+    price: Any = None  # of an inverse: there is one anyway
     finest = 0.0
     name = WITH_INVERSE
 
@@ -40,8 +42,7 @@ class Dense:
 
     def direction(self, d: Descent, sign: Any, rtol: Any, settle: Any, left: Any) -> tuple[Array, Solution, Any]:
         """Newton's step from where a descent stands."""
-        wanted = ~(d.size.F <= HELD * d.last_F) | ~jnp.isfinite(d.last_F)
-        memory, spent = self.refresh(d.memory, d.point.w, wanted)
+        memory, spent = self.refresh(d.memory, d.point.w, of_little_use(d) | ~jnp.isfinite(d.norm_before))
         x, s = self.solve(memory, d.point.w, d.point.F, sign, rtol, settle, left)
         return x, s._replace(matvecs=spent + 0 * s.matvecs), memory
 
@@ -62,6 +63,12 @@ class Dense:
     def status(self, memory: Any) -> Any:
         """What is wrong with A."""
         return memory[1].status
+
+
+def of_little_use(d: Descent) -> Any:
+    """Whether the last step, if it was more than rounding, has left much of F."""
+    more = d.length > tree.eps(d.point.w) ** 0.5 * d.scale
+    return ~d.trusted | (more & (d.size.residual > HELD * d.norm_before))
 
 
 @dataclass

@@ -106,9 +106,9 @@ class CGRun(NamedTuple):
 def run_cg(A, r0: Tree, precondition, target, settle, steps, first: Tree | None = None) -> CGRun:
     """CG on ``A x = r0`` from zero until the recursive residual is below ``target`` (None: exactly ``steps``).
 
-    ``precondition`` is a product with M, None for none. The kernel of :class:`CG`, for callers that can do without a check of the true residual (Newton steps,
-    error estimates). ``settle`` as there; status ``MAX_STEPS`` where the target was not reached. Cost: one
-    matvec a step, but for the first where ``first``, ``A M r0 / norm(r0)``, is known.
+    The kernel of :class:`CG`, for callers that can do without a check of the true residual (Newton steps, error
+    estimates). ``precondition`` is a product with M, None for none; ``settle`` as there; status ``MAX_STEPS`` where the
+    target was not reached. Cost: one matvec a step, but for the first where ``first``, ``A M r0 / norm(r0)``, is known.
     """
     norm_r0 = tree.quick_norm(r0)
     unit = divisor(norm_r0)

@@ -64,8 +64,8 @@ class LinearOperator:
         """The matrix itself, by one block of n products with the unit vectors of the space of ``like``."""
         if self.batch:
             raise ProblemError(
-                "The matrix of a batch is block diagonal and is not made dense: use CG or GMRES as the linear solver, or "
-                "the automatic method, which factorizes the blocks."
+                "The matrix of a batch is block diagonal and is not made dense: use CG or GMRES as the linear solver, "
+                "or the automatic method, which factorizes the blocks."
             )
         return self.block(jnp.eye(tree.size(like), dtype=tree.dtype(like)), like)
 

@@ -30,7 +30,7 @@ class Size(NamedTuple):
     """Numbers of a point: what is to fall (the loss, or the norm of F where there is none), and norms."""
 
     value: Any
-    F: Any
+    residual: Any
     w: Any
 
 
@@ -52,7 +52,7 @@ class Descent(NamedTuple):
     size: Size
     p: Tree  # the last step
     memory: Any  # of the linear solver
-    last_F: Any  # norm before the last step
+    norm_before: Any  # norm before the last step
     model: Any  # norm that its linear model predicted after it
     length: Any  # of the last step
     scale: Any  # what lengths are relative to: max(|w|, |w0|)
@@ -105,7 +105,7 @@ def begin_at(engine: Engine, at: Instance, linear: Directions, w0: Tree, zero: A
     xp, tiny = engine.xp, float(engine.xp.finfo(zero.dtype).tiny) ** 0.5
     point, size = engine.call(evaluate, at, w0, w0, zero)
     infinite, none = xp.full_like(zero, xp.inf), xp.zeros_like(zero, int)
-    status = xp.where(xp.isfinite(size.F) & xp.isfinite(size.value), RUNNING, int(Status.NONFINITE))
+    status = xp.where(xp.isfinite(size.residual) & xp.isfinite(size.value), RUNNING, int(Status.NONFINITE))
     return Descent(
         point, size, w0, linear.begin(w0), infinite, infinite, infinite, xp.maximum(size.w, tiny), none > 0, infinite,
         none, none, none + 1, status,
@@ -127,15 +127,15 @@ def descend(
 
     def body(s: Descent) -> Descent:
         going, goal = unfinished(s), rtol * s.scale
-        loose = xp.minimum(forcing(s.size.F, s.last_F, s.model, s.length, goal, xp), eta)
+        loose = xp.minimum(forcing(s.size.residual, s.norm_before, s.model, s.length, goal, xp), eta)
         p, d, memory = linear.direction(s, xp.where(going, -1.0, 0.0), loose, settle, most - s.matvecs)
-        slope = -d.slope if minimization else -s.size.F
+        slope = -d.slope if minimization else -s.size.residual
         noise = 8 * eps * abs(s.size.value)
-        predicted = d.residual + HELD * s.size.F + ROUNDING * eps * d.A * s.scale
+        predicted = d.residual + HELD * s.size.residual + ROUNDING * eps * d.A * s.scale
 
         def acceptable(t: Trial) -> Any:
             falls = t.size.value <= s.size.value + DECREASE * t.alpha * slope + noise
-            return falls | ((d.norm <= goal) & (t.size.F <= predicted))
+            return falls | ((d.norm <= goal) & (t.size.residual <= predicted))
 
         def unacceptable(t: Trial) -> Any:
             return ~acceptable(t) & (t.alpha * d.norm > eps * s.scale) & (t.count < MAX_TRIALS)
@@ -145,21 +145,21 @@ def descend(
             alpha = t.alpha * xp.where(again, xp.where(t.count <= HALVINGS, 0.5, 0.1), 1.0)
             return Trial(*engine.call(evaluate, at, s.point.w, p, alpha), alpha, t.count + again)
 
-        one = xp.ones_like(s.size.F)
+        one = xp.ones_like(s.size.residual)
         t = Trial(*engine.call(evaluate, at, s.point.w, p, one), one, xp.ones_like(s.step))
         t = engine.loop(unacceptable, shorten, t)
         moved = acceptable(t) & (slope <= 0)
-        trusted = ((t.alpha == 1) | ~moved) & ((d.norm <= eps**0.5 * s.scale) | (t.size.F <= predicted))
+        trusted = ((t.alpha == 1) | ~moved) & ((d.norm <= eps**0.5 * s.scale) | (t.size.residual <= predicted))
         # Off the floor of a curved valley one step may be short, and the next, along it, long.
         reached = trusted & (d.norm <= goal) & (s.length <= BEFORE * goal)
-        lowered = (t.size.value < s.size.value - noise) | (t.size.F < FALLEN * s.lowest)
+        lowered = (t.size.value < s.size.value - noise) | (t.size.residual < FALLEN * s.lowest)
         stalls = xp.where(lowered, 0, s.stalls + 1)
         status = xp.where(moved & (stalls < MOST_STALLS), RUNNING, int(Status.NO_DESCENT))
         status = xp.where(reached, int(Status.OK), status)
-        sound = xp.isfinite(s.size.F) & xp.isfinite(slope) & (d.status != int(Status.NONFINITE))
+        sound = xp.isfinite(s.size.residual) & xp.isfinite(slope) & (d.status != int(Status.NONFINITE))
         new = s._replace(
-            last_F=s.size.F, model=d.residual, length=t.alpha * d.norm, scale=xp.maximum(s.scale, t.size.w),
-            trusted=trusted, lowest=xp.minimum(s.lowest, t.size.F), stalls=stalls, step=s.step + 1,
+            norm_before=s.size.residual, model=d.residual, length=t.alpha * d.norm, scale=xp.maximum(s.scale, t.size.w),
+            trusted=trusted, lowest=xp.minimum(s.lowest, t.size.residual), stalls=stalls, step=s.step + 1,
             matvecs=s.matvecs + d.matvecs + t.count, status=xp.where(sound, status, int(Status.NONFINITE)),
         )  # fmt: skip
         numbers = {
