@@ -42,8 +42,8 @@ def main():
         benchmark = Benchmark(options)
         for name in options.rows:
             for record in benchmark.measure(name):
-                append({"run": run, **record}, RECORDS)
-    print(render(newest(read(RECORDS))))
+                append({"run": run, **record}, options.records)
+    print(render(newest(read(options.records))))
 
 
 class Benchmark:
@@ -164,6 +164,7 @@ def arguments():
     parser.add_argument("--repetitions", type=int, default=5, help="processes of every row and library")
     parser.add_argument("--seed", type=int, default=1, help="of the problems")
     parser.add_argument("--settings", action="store_true", help=f"those of {SETTINGS.relative_to(ROOT)}, if there")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="where they are appended")
     parser.add_argument("--render", action="store_true", help="only print the page's part")
     return parser.parse_args()
 

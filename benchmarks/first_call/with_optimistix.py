@@ -40,9 +40,10 @@ def gradient(row, variant):
 
 def minimum(row, _variant, tolerance, adjoint_tolerance, w0, args):
     """L-BFGS and CG."""
+    solver = optx.LBFGS(rtol=tolerance, atol=tolerance)
+    adjoint = optx.ImplicitAdjoint(lx.CG(rtol=adjoint_tolerance, atol=adjoint_tolerance))
     return optx.minimise(
-        lambda w, args: whole(row)(w, *args), optx.LBFGS(rtol=tolerance, atol=tolerance), w0, args=args,
-        max_steps=LONG, adjoint=optx.ImplicitAdjoint(lx.CG(rtol=adjoint_tolerance, atol=0.0)), throw=False,
+        lambda w, args: whole(row)(w, *args), solver, w0, args=args, max_steps=LONG, adjoint=adjoint, throw=False,
         tags=frozenset({lx.positive_semidefinite_tag}),
     ).value  # fmt: skip
 
@@ -50,11 +51,13 @@ def minimum(row, _variant, tolerance, adjoint_tolerance, w0, args):
 def fixed_point(row, variant, tolerance, adjoint_tolerance, w0, args):
     """A fixed point; the linear systems of Newton's method by the adjoint's solver."""
     name, adjoint = variant.split(", ")
+    linear = ADJOINTS[adjoint]
     if name == "Newton":
-        solver = optx.Newton(rtol=tolerance, atol=tolerance, linear_solver=ADJOINTS[adjoint](rtol=INNER, atol=0.0))
+        inner = linear(rtol=INNER, atol=INNER * tolerance)
+        solver = optx.Newton(rtol=tolerance, atol=tolerance, linear_solver=inner)
     else:
         solver = optx.FixedPointIteration(rtol=tolerance, atol=tolerance)
     return optx.fixed_point(
         lambda w, args: row.lower(w, *args), solver, w0, args=args, max_steps=LONG,
-        adjoint=optx.ImplicitAdjoint(ADJOINTS[adjoint](rtol=adjoint_tolerance, atol=0.0)), throw=False,
+        adjoint=optx.ImplicitAdjoint(linear(rtol=adjoint_tolerance, atol=adjoint_tolerance)), throw=False,
     ).value  # fmt: skip

@@ -14,11 +14,11 @@ from bilevel.methods.aid import AID
 from bilevel.methods.base import Hypergradient
 from bilevel.problems import Lower, Problem
 from bilevel.solvers import default_solver
+from bilevel.status import Status
 
 Tree = Any
 
 DENSE = 300  # unknowns up to which A is factorized
-
 MARGIN = 0.1  # part of the tolerance that is used, for problems a little harder than the one at hand
 TIGHTER = 0.1  # from the tolerances of one trial to those of the next
 
@@ -83,7 +83,8 @@ def plan(
 
     rtol = MARGIN * tol**0.5  # the refinement squares the error
     method, h = trial(rtol)
-    while h.failed and rtol > tree.eps(w0):
+    # Tighter solves mend an error that is too large; what else fails would fail again.
+    while Status(int(h.status)) == Status.TOLERANCE_UNMET and rtol > tree.eps(w0):
         rtol *= TIGHTER
         method, h = trial(rtol)
     h.raise_if_failed()
@@ -91,6 +92,6 @@ def plan(
 
 
 def _linear_solver(lower: Lower, w0: Tree, rtol: float) -> LinearSolver:
-    if tree.size(w0) <= DENSE:
+    if tree.size(w0) <= DENSE and lower.members is None:
         return Dense()
     return CG(rtol=rtol) if lower.kind == "minimization" else GMRES(rtol=rtol)

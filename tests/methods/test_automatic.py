@@ -111,3 +111,29 @@ def test_explains_itself_in_words(dtype):
     assert f"{float(h.error):.1e}" in text
     assert f"{int(h.lower.matvecs)} matvecs" in text
     assert Status.OK.sentence in text
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("n", [20, 400])
+def test_a_problem_in_single_precision_stays_so_with_x64_enabled(n):
+    lower, _, truth = quadratic(n, jnp.float32)
+    h = bl.hypergradient(
+        bl.Problem(lower, distance_to_target), jnp.float32(1.0), jnp.zeros(n, jnp.float32),
+        lower_data=jnp.float32(1.0), upper_data=jnp.ones(n, jnp.float32), tol=1e-3,
+    )  # fmt: skip
+    assert h.grad.dtype == h.w.dtype == h.error.dtype == jnp.float32
+    assert abs(float(h.grad - truth)) <= 1e-3 * abs(float(truth))
+
+
+def test_a_budget_that_ends_the_first_round_leaves_what_was_found(dtype):
+    """However little may be spent, value and gradient are those of the w and v that come back."""
+    lower, _, _ = quadratic(400, dtype)
+    problem = bl.Problem(lower, distance_to_target)
+    one, target = jnp.ones((), dtype), jnp.ones(400, dtype)
+    h = bl.hypergradient(
+        problem, one, jnp.zeros(400, dtype), lower_data=one, upper_data=target, max_matvecs=3, on_failure="keep"
+    )
+    assert Status(int(h.status)) == Status.TOLERANCE_UNMET
+    assert float(h.value) == pytest.approx(float(distance_to_target(h.w, one, target)), rel=1e-5)
+    mixed = jax.grad(lambda lam: lower.pairing(h.v, h.w, lam, one))(one)
+    assert float(h.grad) == pytest.approx(-float(mixed), rel=1e-4, abs=1e-6)

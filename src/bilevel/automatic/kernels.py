@@ -82,6 +82,7 @@ def krylov(
     """
 
     def of(one: Any, w: Array, lam: Tree, data: Tree, b: Array, sign: Any, rtol: Any, settle: Any) -> Any:
+        sign, rtol, settle = (jnp.asarray(x, b.dtype) for x in (sign, rtol, settle))
         unit = divisor(tree.quick_norm(b))
         rhs = (sign / unit) * b
         narrow = tree.in_single if single else lambda x: x
@@ -166,6 +167,7 @@ def apply(at: Instance, w: Array, inverse: Array, b: Array, sign: Any, transpose
     """``x = sign A^-1 b`` by a dense inverse, or ``A^-T b``."""
 
     def of(_: Any, __: Array, ___: Tree, ____: Tree, inverse: Array, b: Array, sign: Any) -> tuple[Array, Solution]:
+        sign = jnp.asarray(sign, b.dtype)
         x = sign * ((inverse.T if transposed else inverse) @ b)
         finite = jnp.all(jnp.isfinite(x))
         x = jnp.where(finite, x, 0.0)
@@ -217,7 +219,7 @@ def defect(at: Instance, w: Array, p: Array, part: Any, x: Array, length: Any, z
     """Norm of ``A x - z`` with A at ``w + part p + length x``. Cost: a matvec."""
 
     def of(one: Any, w: Array, lam: Tree, data: Tree, p: Array, part: Any, x: Array, length: Any, z: Array) -> Any:
-        w = w + part * p + length * x
+        w = tree.axpy(length, x, tree.axpy(part, p, w))
         return tree.quick_norm(jax.jvp(lambda w: one.residual(w, lam, data), (w,), (x,))[1] - z)
 
     return None, at.problem.lower.each(of, w, at.lam, at.lower_data, p, part, x, length, z)

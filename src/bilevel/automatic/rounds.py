@@ -105,7 +105,8 @@ def rounds(engine: Engine, at: Instance, tools: Any, ask: Ask, begin: Rounds, rt
             point=after, sizes=m, at_point=d.size.residual, expected=xp.maximum(aim * relative, eps),
             lower=s.lower + spent_w, adjoint=s.adjoint + spent_v,
         )  # fmt: skip
-        return engine.choose(going, taken, judged._replace(last=spent_w + spent_v))
+        # What the first round of a cold start has found is the answer however it ends: there is nothing before it.
+        return engine.choose(going | unjudged, taken, judged._replace(last=spent_w + spent_v))
 
     return engine.loop(lambda s: s.running, body, begin)
 
