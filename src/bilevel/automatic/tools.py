@@ -67,7 +67,7 @@ class Dense:
 
 def of_little_use(d: Descent) -> Any:
     """Whether the last step, if it was more than rounding, has left much of F."""
-    more = d.length > tree.eps(d.point.w) ** 0.5 * d.scale
+    more = d.length > tree.eps(d.point.w) ** 0.5 * d.size.w
     return ~d.trusted | (more & (d.size.residual > HELD * d.norm_before))
 
 
